@@ -1,0 +1,111 @@
+"""What happened in a training: plain frozen records, the only thing that crosses from training to views.
+
+A run is `RunStart, (StepEnd | Mark | Printed | EpochEnd)*, RunEnd`. `WorkerFailure` comes instead of `RunEnd` where a worker
+failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and drawn by code that
+knows no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the history: an epoch, or the part of it that was trained before a stop."""
+
+    epoch: int
+    """counts from 0"""
+    train_loss: float
+    """mean over the samples trained in this epoch"""
+    valid_loss: float | None
+    """mean over the samples of the validation split; None where there is none or it was not reached"""
+    time: float
+    """seconds, training and validation together"""
+    lr: float
+    """learning rate of the first parameter group in the last step of the epoch"""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """further columns by name, in the order of the table"""
+    share: float = 1.0
+    """part of the epoch's steps that were trained, 1.0 for a whole epoch"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """A training begins; nothing is trained yet."""
+
+    epoch: int
+    """the first epoch to train"""
+    epochs: int
+    """the epoch to stop before, so that `epochs - epoch` epochs are trained"""
+    steps_per_epoch: int | None
+    """optimizer steps; None for a stream of unknown length"""
+    where: str
+    """where it trains and why there, in words"""
+    world_size: int = 1
+    """number of ranks"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnd:
+    """A sign of life within an epoch: at most some ten a second, whatever the length of a step."""
+
+    epoch: int
+    step: int
+    """steps done in this epoch and phase"""
+    steps: int | None
+    """steps of this epoch and phase; None where unknown"""
+    loss: float
+    """smoothed training loss (debiased exponential moving average)"""
+    rate: float
+    """steps per second"""
+    phase: Literal["train", "valid"] = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that was done to the run on its way, drawn as a mark on the curve."""
+
+    epoch: float
+    """position on the epoch axis, 2.5 is half way through epoch 2"""
+    label: str
+    """such as 'lr 0.0003' or 'paused 12 s'"""
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """Text that a worker printed."""
+
+    rank: int
+    text: str
+    stream: Literal["stdout", "stderr"] = "stdout"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnd:
+    """An epoch is over, or was cut by a stop; its state is kept before this event is sent."""
+
+    row: Row
+    best: bool = False
+    """whether this is the best epoch so far (lowest valid_loss, else lowest train_loss)"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """The training is over and all is kept."""
+
+    state: Literal["finished", "stopped"]
+    reason: str = ""
+    """why it ended before the last epoch, in words; empty for a finished run"""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailure:
+    """A run that ends in an error; `message` is what the user should see."""
+
+    message: str
+    rank: int | None = None
+    """the rank that failed first; None where the run is in one process"""
+
+
+Event = RunStart | StepEnd | Mark | Printed | EpochEnd | RunEnd | WorkerFailure

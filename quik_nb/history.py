@@ -1,0 +1,123 @@
+"""The record of a training: rows, the best of them, marks, and the live losses within the current epoch.
+
+It is what views draw and what files keep. It knows no torch; pandas is imported when a DataFrame is asked for.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from quik_nb.events import EpochEnd, Event, Mark, Row, StepEnd
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LIVE_POINTS = 200
+"""Points of the live curve that are held; when there are more, every second one is dropped."""
+
+
+class History:
+    """Rows of a training in order; a partial row is replaced by the row of its whole epoch.
+
+    >>> history = History([Row(epoch=0, train_loss=0.9, valid_loss=0.8, time=1.5, lr=1e-3)])
+    >>> history
+    1 epoch, best valid_loss 0.8 in epoch 0
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.rows: list[Row] = list(rows)
+        self.marks: list[Mark] = []
+        self.live: list[tuple[float, float]] = []
+        """(position on the epoch axis, smoothed loss) within this run, thinned to at most `LIVE_POINTS`"""
+        self._stride = 1
+        self._seen = 0
+
+    def record(self, event: Event) -> None:
+        """Take in what an event adds; events that add nothing pass by."""
+        match event:
+            case EpochEnd(row=row):
+                self.add(row)
+            case Mark():
+                self.marks.append(event)
+            case StepEnd(phase="train", steps=int(steps)) if steps:
+                self._add_live(event.epoch + event.step / steps, event.loss)
+
+    def add(self, row: Row) -> None:
+        """Append a row; it replaces a partial row of the same epoch."""
+        if self.rows and self.rows[-1].epoch == row.epoch:
+            self.rows.pop()
+        self.rows.append(row)
+
+    def _add_live(self, position: float, loss: float) -> None:
+        if self._seen % self._stride == 0 and math.isfinite(loss):
+            self.live.append((position, loss))
+        self._seen += 1
+        if len(self.live) > LIVE_POINTS:
+            del self.live[1::2]
+            self._stride *= 2
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the value columns: `train_loss`, `valid_loss` where there is one, then the metrics."""
+        names = ["train_loss"]
+        if any(row.valid_loss is not None for row in self.rows):
+            names.append("valid_loss")
+        for row in self.rows:
+            names += [name for name in row.metrics if name not in names]
+        return names
+
+    @property
+    def best(self) -> Row | None:
+        """The row with the lowest `valid_loss` (`train_loss` where none has one) among the whole epochs."""
+        whole = [row for row in self.rows if row.share == 1.0] or self.rows
+        return min(whole, key=score, default=None)
+
+    def frame(self) -> "pd.DataFrame":
+        """The rows as a DataFrame: epoch, train_loss, valid_loss, the metrics, lr, share (if any is partial), time."""
+        import pandas as pd
+
+        columns = ["epoch", *self.columns, "lr", "time"]
+        if any(row.share != 1.0 for row in self.rows):
+            columns.insert(-1, "share")
+        return pd.DataFrame([flat(row) for row in self.rows], columns=columns)
+
+    def to_jsonl(self) -> str:
+        """The rows as JSON, one line each."""
+        return "".join(json.dumps(asdict(row)) + "\n" for row in self.rows)
+
+    @classmethod
+    def from_jsonl(cls, text: str) -> "History":
+        """The history that `to_jsonl` wrote; a last line that was cut off is passed over."""
+        history = cls()
+        lines = text.split("\n")
+        for line in lines[:-1]:  # what follows the last newline was cut while it was written
+            history.add(Row(**json.loads(line)))
+        return history
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        best = self.best
+        if best is None:
+            return "no epochs yet"
+        name = "train_loss" if best.valid_loss is None else "valid_loss"
+        count = f"{len(self.rows)} epoch{'s' if len(self.rows) != 1 else ''}"
+        return f"{count}, best {name} {score(best):.4g} in epoch {best.epoch}"
+
+
+def score(row: Row) -> float:
+    """What makes a row the best: its `valid_loss`, or its `train_loss` where it has none; NaN is worst."""
+    value = row.train_loss if row.valid_loss is None else row.valid_loss
+    return math.inf if math.isnan(value) else value
+
+
+def flat(row: Row) -> dict[str, float | int | None]:
+    """A row as one dictionary, its metrics beside its other values."""
+    values = {name: getattr(row, name) for name in ("epoch", "train_loss", "valid_loss", "lr", "share", "time")}
+    return {**values, **row.metrics}
