@@ -1,0 +1,197 @@
+"""The shape of the project: layers, dependencies, what a fresh import loads, and the files at the top."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import quik_nb
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "quik_nb"
+
+BASE = {"errors", "events"}
+RECORDS = BASE | {"history"}
+PLANS = BASE | {"placement", "recipe", "settings", "sources"}
+TRAINING = RECORDS | PLANS | {"training"}
+LAUNCH = TRAINING | {"launch"}
+RUN = LAUNCH | {"views", "run"}
+SESSION = RUN | {"session"}
+DOORS = SESSION | {"__init__", "__main__", "magic"}
+
+MAY_IMPORT = {
+    "errors": BASE,
+    "events": BASE,
+    "history": RECORDS,
+    "placement": PLANS,
+    "recipe": PLANS,
+    "settings": PLANS,
+    "sources": PLANS,
+    "training": TRAINING,
+    "launch": LAUNCH,
+    "views": RECORDS | {"views"},
+    "run": RUN,
+    "session": SESSION,
+    "magic": DOORS,
+    "__main__": DOORS,
+    "__init__": DOORS,
+}
+"""For each part of the package, the parts that it may import, from the ground up. Two wings, training with launch
+and views, do not meet below `run`."""
+
+NEVER_IMPORTS = {
+    "errors": {"torch", "pandas", "matplotlib", "IPython", "ipywidgets"},
+    "events": {"torch", "pandas", "matplotlib", "IPython", "ipywidgets"},
+    "history": {"torch", "matplotlib", "IPython", "ipywidgets"},
+    "views": {"torch"},
+    "placement": {"IPython", "ipywidgets"},
+    "recipe": {"IPython", "ipywidgets"},
+    "settings": {"IPython", "ipywidgets"},
+    "sources": {"IPython", "ipywidgets"},
+    "training": {"IPython", "ipywidgets"},
+    "launch": {"IPython", "ipywidgets"},
+}
+"""What a part must not know of the world outside, not even late."""
+
+RUN_TIME = ["cloudpickle", "ipython", "ipywidgets", "matplotlib", "pandas", "torch", "tqdm"]
+LATE = ["IPython", "ipywidgets", "matplotlib", "pandas"]
+
+TOP_LEVEL = {"CHANGELOG.md", "LICENSE", "README.md", "binder", "notebooks", "pyproject.toml", "quik_nb", "tests"}
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module inside the package: 'training.trainer', 'views' for views/__init__.py."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all that a file imports, at the top or late, for types or for use."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides where it points"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(path: Path) -> set[str]:
+    """Modules of the package that a file imports; the door itself is '__init__'."""
+    found = set()
+    for full in imports(path):
+        head, *rest = full.split(".")
+        if head == "quik_nb":
+            candidates = [".".join(rest[:n]) for n in range(len(rest), 0, -1)]
+            found.add(next((name for name in candidates if name in MODULES), "__init__"))
+    return found
+
+
+def part(module: str) -> str:
+    """The part that a module belongs to: 'training' for 'training.trainer'."""
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    """A module imports only from its own part and from the parts below it."""
+    assert part(module) in MAY_IMPORT, f"{module} is new: say in MAY_IMPORT in which layer it lies"
+
+    assert set() == {part(other) for other in ours(MODULES[module])} - MAY_IMPORT[part(module)]
+
+
+def test_no_import_circles() -> None:
+    """No module is imported, by whatever way, by what it imports."""
+    graph = {module: ours(path) - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if part(module) in NEVER_IMPORTS])
+def test_wings_do_not_know_each_others_world(module: str) -> None:
+    """Views know no torch, training knows no notebook, and events know neither."""
+    outside = {full.split(".")[0] for full in imports(MODULES[module])}
+
+    assert set() == outside & NEVER_IMPORTS[part(module)]
+
+
+def test_a_fresh_import_is_light() -> None:
+    """`import quik_nb` loads nothing that only drawing and tables need."""
+    code = f"import sys, quik_nb; print([name for name in {LATE} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+
+    assert "[]\n" == loaded.stdout
+
+
+def test_run_time_dependencies() -> None:
+    """The run-time dependencies are these; another one is a decision, so it is made here, too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert RUN_TIME == sorted(re.split(r"[<>=!~\[; ]", line)[0] for line in project["dependencies"])
+
+
+def test_top_level() -> None:
+    """The top of the repository holds the agreed entries and dotfiles, nothing else."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    entries = {line.split("/")[0] for line in listed.splitlines()}
+
+    assert set() == {entry for entry in entries if not entry.startswith(".")} - TOP_LEVEL
+
+
+def test_public_names_are_sorted() -> None:
+    """`quik_nb.__all__` is in order, so that a reader finds a name and a merge finds its line."""
+    assert sorted(quik_nb.__all__) == list(quik_nb.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in getattr(quik_nb, "__all__", []) if not name.startswith("__")])
+def test_public_names_are_explained(name: str) -> None:
+    """Every public name exists and has a docstring."""
+    assert inspect.getdoc(getattr(quik_nb, name))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_explained(module: str) -> None:
+    """Every module says what it is for."""
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+
+
+@pytest.mark.parametrize("module", [module for module, path in MODULES.items() if ">>> " in path.read_text()])
+def test_docstring_examples_run(module: str) -> None:
+    """The examples in docstrings run and print what they say."""
+    name = "quik_nb" if module == "__init__" else f"quik_nb.{module}"
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+
+    assert (0, True) == (result.failed, result.attempted > 0)
+
+
+def test_requirement_files_agree_on_torch() -> None:
+    """Tests, notebooks and Binder take the same torch."""
+    pins = {
+        file: re.findall(r"^\s*torch==(\S+)|pytorch-cpu=(\S+)", (ROOT / file).read_text(), re.MULTILINE)
+        for file in ("tests/requirements.txt", "binder/requirements.txt", "binder/postBuild")
+    }
+
+    assert {"2.13.0"} == {"".join(pin) for found in pins.values() for pin in found}
+    assert [1, 1, 1] == [len(found) for found in pins.values()]
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    """CI runs the test command of the README, word for word, with the slow tests added."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if line.endswith("-m pytest")]
+    last_line = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
+
+    assert [f"bash -c '{command} --slow'" for command in commands] == [last_line]
