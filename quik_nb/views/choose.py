@@ -1,0 +1,86 @@
+"""Which view draws a run, decided in one place, with the reason in words.
+
+`FrontEnd.look()` gives the facts, `decide` decides, `choose` builds. A kernel cannot be asked whether the page at the
+other end shows widgets; one that does not shows the words that stand beside the widget, and `view="text"` is for it.
+"""
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from quik_nb.errors import RecipeError, suggest
+from quik_nb.history import History
+from quik_nb.views.base import Controls, View
+
+Kind = Literal["widget", "display", "text", "quiet"]
+KNOWN = ("auto", "widget", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """What there is to draw with."""
+
+    kernel: bool
+    """this process is a Jupyter kernel"""
+    widgets: bool
+    """ipywidgets can be imported"""
+
+    @classmethod
+    def look(cls) -> "FrontEnd":
+        """The facts about this process; IPython is only asked where it is loaded already."""
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython is not None else None
+        return cls(kernel=getattr(shell, "kernel", None) is not None, widgets=find_spec("ipywidgets") is not None)
+
+
+def decide(view: str | bool, front_end: FrontEnd) -> tuple[Kind, str]:
+    """The kind of view for what was asked for (`"auto" | "widget" | "text" | False`), and why."""
+    if view is False:
+        return "quiet", "view=False draws nothing"
+    if view == "text":
+        return "text", "view='text' was asked for"
+    if view not in KNOWN:
+        raise RecipeError(_unknown(view))
+    if not front_end.kernel:
+        asked = "view='widget' was asked for, but " if view == "widget" else ""
+        return "text", f"{asked}this is no notebook kernel, so rows are printed"
+    if not front_end.widgets:
+        return "display", "ipywidgets is not installed, so one output is updated in place"
+    return "widget", "a notebook kernel with ipywidgets"
+
+
+def choose(view: str | bool, history: History, controls: Controls | None = None, title: str = "") -> tuple[View, str]:
+    """The view that draws this history from now on, and the reason for it."""
+    kind, reason = decide(view, FrontEnd.look())
+    return _build(kind, history, controls, title), reason
+
+
+def _build(kind: Kind, history: History, controls: Controls | None, title: str) -> View:
+    # imported when chosen: a script does not load what only a notebook needs
+    match kind:
+        case "widget":
+            from quik_nb.views.widget import WidgetView
+
+            return WidgetView(history, controls, title)
+        case "display":
+            from quik_nb.views.display import DisplayView
+
+            return DisplayView(history, title)
+        case "text":
+            from quik_nb.views.text import TextView
+
+            return TextView(history, title)
+        case "quiet":
+            from quik_nb.views.quiet import QuietView
+
+            return QuietView()
+
+
+def _unknown(view: object) -> str:
+    hint = suggest(view, KNOWN) if isinstance(view, str) else f"known are {', '.join(KNOWN)} and False"
+    return (
+        f"view={view!r} is not known: {hint}\n"
+        "It says how a run is drawn, so a training cannot start without it.\n"
+        "Type view='auto' (the default), 'widget', 'text', or False for nothing at all."
+    )

@@ -1,0 +1,61 @@
+"""The live view where the notebook has no ipywidgets: one output, updated in place, and in the end the record."""
+
+import time
+from html import escape
+
+from quik_nb.events import EpochEnd, Event, Printed, RunStart
+from quik_nb.history import History
+from quik_nb.views import table
+from quik_nb.views.budget import Budget, Clock
+from quik_nb.views.live import INTERRUPT, ROWS
+from quik_nb.views.printed import Printer
+from quik_nb.views.progress import Progress
+from quik_nb.views.publish import Bundle, Publish, new_id, to_notebook
+from quik_nb.views.record import record
+
+
+class DisplayView:
+    """Draws the status and the table with one display id; the curve comes with the record."""
+
+    def __init__(
+        self, history: History, title: str = "", clock: Clock = time.perf_counter, publish: Publish = to_notebook
+    ) -> None:
+        self._history, self._publish = history, publish
+        self._progress = Progress(history, title)
+        self._printer = Printer()
+        self._budget = Budget(clock=clock)
+        self._id = new_id()
+        self._shown = self._row_is_due = False
+        if history.rows:
+            self._draw()
+
+    def show(self, event: Event) -> None:
+        """Take one event; redraw if the budget allows it, and sooner for a new row than for a step."""
+        if isinstance(event, Printed):
+            self._printer.show(event)
+            return
+        self._progress.record(event)
+        self._row_is_due |= isinstance(event, EpochEnd | RunStart)
+        if not self._shown or self._budget.allows("output", depth=1.0 if self._row_is_due else 0.4):
+            self._draw()
+
+    def close(self) -> None:
+        """Put the static record in place."""
+        if self._shown:
+            self._progress.closed = True
+            self._publish(record(self._history, self._progress.summary()), self._id, update=True)
+            self._shown = False
+
+    def _draw(self) -> None:
+        with self._budget.spend("output"):
+            self._publish(self._bundle(), self._id, update=self._shown)
+        self._shown, self._row_is_due = True, False
+
+    def _bundle(self) -> Bundle:
+        status, share = self._progress.status(), self._progress.share
+        bar = f'<progress max="100" value="{100 * share:.0f}"></progress> {escape(status)}'
+        rows = table.html(self._history, ROWS) if self._history.rows else ""
+        return {
+            "text/html": f"<p>{bar}</p>{rows}<p><small>{escape(INTERRUPT)}</small></p>",
+            "text/plain": f"{status}\n{table.text(self._history, ROWS)}" if rows else status,
+        }

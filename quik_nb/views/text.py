@@ -1,0 +1,101 @@
+"""The view in a terminal and in a log: one line per epoch as it finishes; in a terminal a bar within the epoch."""
+
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from quik_nb.events import EpochEnd, Event, Printed, Row, RunEnd, RunStart, StepEnd, WorkerFailure
+from quik_nb.history import History
+from quik_nb.views.format import number
+from quik_nb.views.printed import Printer
+from quik_nb.views.progress import Progress
+from quik_nb.views.table import aligned, cells, header, starred
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+NARROW = 9
+"""Characters of a column at least, so that the table of a run lines up although its rows come one by one."""
+
+
+class TextView:
+    """Prints rows to `out`; draws the bar on `err` if that is a terminal, else nothing there."""
+
+    def __init__(self, history: History, title: str = "", out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._history, self._out, self._err = history, out, err
+        self._progress = Progress(history, title)
+        self._printer = Printer()
+        self._bar: tqdm[Any] | None = None
+        self._columns: list[str] = []
+        self._shown = False
+        for row in history.rows:
+            self._print_row(row, best=False)
+
+    def show(self, event: Event) -> None:
+        """Print what is finished, move the bar."""
+        self._progress.record(event)
+        match event:
+            case RunStart(where=where):
+                self._shown = True
+                self._print(where)
+            case StepEnd():
+                self._move(event)
+            case EpochEnd(row=row, best=best):
+                self._end_bar()
+                self._print_row(row, best)
+            case Printed():
+                self._printed(event)
+            case RunEnd() | WorkerFailure():
+                self._end_bar()
+
+    def close(self) -> None:
+        """Print how it ended."""
+        self._end_bar()
+        self._progress.closed = True
+        if self._shown:
+            self._print(self._progress.summary())
+            self._shown = False
+
+    def _print(self, line: str) -> None:
+        out = self._out or sys.stdout
+        out.write(line + "\n" if line else "")
+        out.flush()  # a log that is followed shows each epoch when it ends
+
+    def _print_row(self, row: Row, best: bool) -> None:
+        columns = self._history.columns
+        names = header(columns)
+        widths = [max(NARROW, len(name) + 1) for name in names]
+        if columns != self._columns:
+            self._columns = columns
+            self._print(aligned(names, widths))
+        self._print(aligned(starred(row, columns) if best else cells(row, columns), widths))
+
+    def _printed(self, event: Printed) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._printer.show(event)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def _move(self, event: StepEnd) -> None:
+        err = self._err or sys.stderr
+        if not err.isatty():
+            return
+        if self._bar is not None and (self._bar.n > event.step or self._bar.total != event.steps):
+            self._end_bar()  # another epoch, or the validation
+        if self._bar is None:
+            self._bar = _bar(event, err)
+        self._bar.set_postfix_str(f"train loss {number(event.loss)}", refresh=False)
+        self._bar.update(event.step - self._bar.n)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _bar(event: StepEnd, err: TextIO) -> "tqdm[Any]":
+    from tqdm import tqdm
+
+    doing = f"epoch {event.epoch}" + (", validating" if event.phase == "valid" else "")
+    bar: tqdm[Any] = tqdm(total=event.steps, desc=doing, unit="step", file=err, leave=False, dynamic_ncols=True)
+    return bar

@@ -1,0 +1,140 @@
+"""The live view in a notebook: a bar within the epoch, the table and the curve, and in the end a plain record.
+
+The widgets live as long as the run. When it ends, their output is replaced by the static record and they are closed, so
+that the saved notebook holds a table and a picture and needs no widget to show them.
+"""
+
+import time
+from typing import Any
+
+from quik_nb.events import EpochEnd, Event, Mark, Printed, RunStart
+from quik_nb.history import History
+from quik_nb.views import live
+from quik_nb.views.base import Controls
+from quik_nb.views.budget import Budget, Clock
+from quik_nb.views.buttons import Buttons
+from quik_nb.views.printed import Printer
+from quik_nb.views.progress import Progress
+from quik_nb.views.publish import Publish, new_id, to_notebook
+from quik_nb.views.record import record
+
+TABLE, CURVE, BAR = "table", "curve", "bar"
+DEPTH = {TABLE: 1.0, CURVE: 0.4, BAR: 0.4}
+"""How deep each may reach into the small allowance: in a short run the rows matter more than a smooth curve."""
+NO_WIDGETS = "Training; this page shows no widgets. view='text' prints the rows instead."
+VIEW_MIME = "application/vnd.jupyter.widget-view+json"
+
+
+class WidgetView:
+    """Draws with stock ipywidgets, within a time budget; a history that has rows already is drawn at once."""
+
+    def __init__(
+        self,
+        history: History,
+        controls: Controls | None = None,
+        title: str = "",
+        clock: Clock = time.perf_counter,
+        publish: Publish = to_notebook,
+    ) -> None:
+        self._history, self._controls, self._publish = history, controls, publish
+        self._progress = Progress(history, title)
+        self._printer = Printer()
+        self._budget = Budget(clock=clock)
+        self._id = new_id()
+        self._stale: set[str] = set()
+        self._board: _Board | None = None
+        if history.rows:
+            self._open()
+
+    def show(self, event: Event) -> None:
+        """Take one event; draw what it makes stale as far as the budget allows."""
+        if isinstance(event, Printed):
+            self._printer.show(event)
+            return
+        self._progress.record(event)
+        if self._board is None:
+            self._open()
+        elif isinstance(event, RunStart):
+            self._board.foot.value = live.foot(event.where, self._hint())
+        if self._board is not None and self._board.buttons is not None and _ends_pause(event):
+            self._board.buttons.resumed()
+        self._stale |= {BAR, TABLE, CURVE} if isinstance(event, EpochEnd | RunStart) else {BAR, CURVE}
+        self._draw()
+
+    def close(self) -> None:
+        """Put the static record in place of the widgets, and close them."""
+        if self._board is None:
+            return
+        self._progress.closed = True
+        self._publish(record(self._history, self._progress.summary()), self._id, update=True)
+        self._board.close()
+        self._board = None
+
+    def _open(self) -> None:
+        where = self._progress.start.where if self._progress.start else ""
+        buttons = Buttons(self._controls) if self._controls else None
+        self._board = _Board(self._pieces(), live.foot(where, self._hint()), buttons)
+        bundle = {VIEW_MIME: self._board.view, "text/plain": NO_WIDGETS}
+        self._publish(bundle, self._id, update=False)
+
+    def _hint(self) -> str:
+        return "" if self._controls else live.INTERRUPT
+
+    def _pieces(self) -> dict[str, str]:
+        return {kind: self._piece(kind) for kind in (BAR, TABLE, CURVE)}
+
+    def _piece(self, kind: str) -> str:
+        epochs = self._progress.start.epochs if self._progress.start else None
+        match kind:
+            case "table":
+                return live.rows(self._history, epochs)
+            case "curve":
+                return live.curve(self._history, epochs)
+            case _:
+                return live.bar(self._progress)
+
+    def _draw(self) -> None:
+        if self._board is None:
+            return
+        for kind in (TABLE, BAR, CURVE):
+            if kind in self._stale and self._budget.allows(kind, DEPTH[kind]):
+                with self._budget.spend(kind):
+                    self._board.parts[kind].value = self._piece(kind)
+                self._stale.discard(kind)
+
+
+class _Board:
+    """The widgets: three parts that change, a foot that stays, buttons where there is someone to hear them."""
+
+    def __init__(self, pieces: dict[str, str], foot: str, buttons: Buttons | None) -> None:
+        from ipywidgets import HTML, Box
+
+        # one layout and one style for all parts: each model of its own costs a message when it opens and when it closes
+        first = HTML(pieces[BAR], _dom_classes=("quik-wide",))
+        shared = {"layout": first.layout, "style": first.style}
+        self.parts: dict[str, Any] = {BAR: first}
+        self.parts |= {kind: HTML(pieces[kind], **shared) for kind in (TABLE, CURVE)}
+        self.foot = HTML(foot, _dom_classes=("quik-wide",), **shared)
+        self.buttons = buttons
+        row = buttons.widgets if buttons else ()
+        children = (self.parts[BAR], *row, self.parts[TABLE], self.parts[CURVE], self.foot)
+        self._box = Box(children, layout=first.layout, _dom_classes=("quik-view",))
+
+    @property
+    def view(self) -> dict[str, Any]:
+        """What a page needs to find the widgets."""
+        return {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
+
+    def close(self) -> None:
+        """Close every model, their layouts and styles too, so that none is saved with the notebook."""
+        models = {id(model): model for widget in (self._box, *self._box.children) for model in _models(widget)}
+        for model in models.values():
+            model.close()
+
+
+def _models(widget: Any) -> list[Any]:
+    return [widget, widget.layout, *([widget.style] if hasattr(widget, "style") else [])]
+
+
+def _ends_pause(event: Event) -> bool:
+    return isinstance(event, Mark) and event.label.startswith("paused")
