@@ -38,7 +38,7 @@ class DivergenceError(QuikError, ArithmeticError):
     """The training loss is NaN or infinite; the weights are those of the last row of the history."""
 
 
-class StopTraining(Exception):
+class StopTraining(Exception):  # noqa: N818  a signal like StopIteration, not an error
     """Raise it in a callback to end the run after this event, as the Stop button would."""
 
 

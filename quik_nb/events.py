@@ -1,8 +1,8 @@
 """What happened in a training: plain frozen records, the only thing that crosses from training to views.
 
-A run is `RunStart, (StepEnd | Mark | Printed | EpochEnd)*, RunEnd`. `WorkerFailure` comes instead of `RunEnd` where a worker
-failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and drawn by code that
-knows no torch.
+A run is `RunStart, (StepEnd | Mark | Printed | EpochEnd)*, RunEnd`. `WorkerFailure` comes instead of `RunEnd` where
+the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and drawn by code
+that knows no torch.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Row:
     time: float
     """seconds, training and validation together"""
     lr: float
-    """learning rate of the first parameter group in the last step of the epoch"""
+    """learning rate of the first parameter group when the epoch ended"""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """further columns by name, in the order of the table"""
     share: float = 1.0

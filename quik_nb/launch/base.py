@@ -1,0 +1,32 @@
+"""The one seam between a run and wherever it trains: something that yields events and then has an outcome."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from quik_nb.events import Event
+from quik_nb.training.controls import Controls, SharedControls
+from quik_nb.training.trainer import Progress
+
+
+class Outcome(NamedTuple):
+    """The state after the last row that was shown."""
+
+    weights: dict[str, Any]
+    progress: Progress
+
+
+class Launch(Protocol):
+    """A training that was started somewhere.
+
+    Iterating gives its events; an error of the training is raised there. `close` ends all that still runs, and may be
+    called at any time. After that, `outcome` is the state of the last row, in every case.
+    """
+
+    @property
+    def controls(self) -> Controls | SharedControls: ...
+
+    def __iter__(self) -> Iterator[Event]: ...
+
+    def close(self) -> None: ...
+
+    def outcome(self) -> Outcome | None: ...

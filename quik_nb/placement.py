@@ -1,0 +1,168 @@
+"""Where to train, and why there.
+
+`Machine.detect()` gathers facts and decides nothing; `place(request, machine)` decides from the facts alone, so that
+the decision for eight GPUs is tested on a laptop.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+
+import torch
+
+from quik_nb.errors import PlacementError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts that a placement rests on."""
+
+    cpus: int
+    """cores that this process may use"""
+    gpus: int = 0
+    """CUDA devices, counted without initialising CUDA in this process"""
+    cuda_initialized: bool = False
+    """whether this process holds a CUDA context, which a plain fork cannot take along"""
+    bf16: bool = False
+    """whether the GPUs compute in bfloat16"""
+    mps: bool = False
+    main_thread: bool = True
+    """whether the caller runs in the main thread, where interrupts arrive"""
+    can_fork: bool = True
+    """whether this system has fork (not Windows)"""
+
+    @classmethod
+    def detect(cls) -> "Machine":
+        """Look at this machine; takes some milliseconds and initialises nothing."""
+        held = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+        gpus = torch.cuda.device_count()  # by NVML, without a CUDA context
+        return cls(
+            cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            gpus=gpus,
+            cuda_initialized=held,
+            bf16=held and torch.cuda.is_bf16_supported(),
+            mps=torch.backends.mps.is_available(),
+            main_thread=threading.current_thread() is threading.main_thread(),
+            can_fork=hasattr(os, "fork"),
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a training runs, with the reason in words."""
+
+    devices: tuple[str, ...]
+    """one torch device for each rank"""
+    in_process: bool
+    """True: in this process; False: in workers of their own"""
+    threads: int | None
+    """intra-op threads of each worker; None leaves this process as it is"""
+    start_method: str
+    reason: str
+
+    @property
+    def processes(self) -> int:
+        """The number of ranks."""
+        return len(self.devices)
+
+    @property
+    def backend(self) -> str:
+        """The communication backend of torch.distributed."""
+        return "nccl" if len({d for d in self.devices if d.startswith("cuda")}) == len(self.devices) else "gloo"
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    processes: int | str = "auto"
+    device: str | None = None
+    start_method: str = "forkserver"
+    background: bool = False
+    """a run that leaves the notebook free trains in a worker even where it is one process"""
+
+
+def place(request: Request, machine: Machine) -> Placement:
+    """Decide where to train.
+
+    Raises:
+        PlacementError: the machine does not have what was asked for; the message says what it has.
+
+    >>> place(Request(), Machine(cpus=8, gpus=4)).devices
+    ('cuda:0', 'cuda:1', 'cuda:2', 'cuda:3')
+    >>> place(Request(processes=2), Machine(cpus=8)).reason
+    '2 workers on the CPU, 4 threads each: processes=2 was asked for'
+    """
+    kind, why_device = _device_kind(request.device, machine)
+    processes, why = _process_count(request, kind, machine)
+    devices = _devices(request.device, kind, processes, machine)
+    in_process = processes == 1 and not request.background
+    threads = None if in_process else max(1, machine.cpus // processes)
+    if not in_process:
+        _check_start(request.start_method, machine)
+    return Placement(
+        devices, in_process, threads, request.start_method, _reason(devices, in_process, threads, why or why_device)
+    )
+
+
+def _device_kind(device: str | None, machine: Machine) -> tuple[str, str]:
+    if device is None:
+        return ("cuda", "a GPU is there") if machine.gpus else ("cpu", "no GPU was found")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps"):
+        raise PlacementError(
+            f"device={device!r} is not a device that can be trained on: type 'cpu', 'cuda' or 'cuda:0'."
+        )
+    if kind == "mps" and not machine.mps:
+        raise PlacementError("device='mps' was asked for, and torch finds no Apple GPU here: leave device out.")
+    if kind == "cuda" and int(index or 0) >= machine.gpus:
+        have = f"{machine.gpus} GPU{'s' if machine.gpus != 1 else ''}"
+        raise PlacementError(
+            f"device={device!r} was asked for, and this machine has {have}: leave device out, or type 'cpu'."
+        )
+    return kind, f"device={device!r} was asked for"
+
+
+def _process_count(request: Request, kind: str, machine: Machine) -> tuple[int, str]:
+    if request.processes != "auto":
+        return int(request.processes), f"processes={request.processes} was asked for" if request.processes != 1 else ""
+    if kind == "cuda" and machine.gpus > 1 and request.device in (None, "cuda"):
+        return machine.gpus, f"{machine.gpus} GPUs are there"
+    return 1, ""
+
+
+def _devices(device: str | None, kind: str, processes: int, machine: Machine) -> tuple[str, ...]:
+    if kind != "cuda":
+        return (kind,) * processes
+    if device is not None and ":" in device:
+        return (device,) * processes
+    if processes > machine.gpus:
+        raise PlacementError(
+            f"processes={processes} needs a GPU for each, and this machine has {machine.gpus}: "
+            f"type processes={machine.gpus}, or device='cpu' to train on the CPU."
+        )
+    return tuple(f"cuda:{rank}" for rank in range(processes))
+
+
+def _check_start(method: str, machine: Machine) -> None:
+    if method != "spawn" and not machine.can_fork:
+        raise PlacementError(f"start_method={method!r} needs fork, which this system lacks: type start_method='spawn'.")
+    if method == "fork" and machine.cuda_initialized:
+        raise PlacementError(
+            "start_method='fork' cannot be used: this process has initialised CUDA, and a fork cannot take it along; "
+            "leave start_method out (workers are then forked from a clean server), or restart the kernel."
+        )
+
+
+def _reason(devices: tuple[str, ...], in_process: bool, threads: int | None, why: str) -> str:
+    if in_process:
+        place = "the CPU" if devices[0] == "cpu" else devices[0]
+        return f"in this process on {place}: {why}"
+    count = f"{len(devices)} worker{'s' if len(devices) > 1 else ''}"
+    where = (
+        f"the CPU, {threads} thread{'s' if threads != 1 else ''} each" if devices[0] == "cpu" else ", ".join(devices)
+    )
+    return f"{count} on {where}: {why}"

@@ -1,0 +1,163 @@
+"""One training, in the foreground or in the background: events to history and views, and the controls."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from quik_nb.errors import StopTraining
+from quik_nb.events import Event, RunEnd, RunStart, WorkerFailure
+from quik_nb.history import History
+from quik_nb.launch.base import Launch
+from quik_nb.views.base import View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Run:
+    """The handle of one training, as `session.train()` returns it.
+
+    Attributes:
+        state: "running", "paused", "finished", "stopped" or "failed".
+        error: the exception that a failed run ended with, else None.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        history: History,
+        settle: Callable[["Run"], None],
+        listen: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._launch, self._history = launch, history
+        self._settle, self._listen = settle, listen
+        self._views: list[View] = []
+        self._start: RunStart | None = None
+        self._done = threading.Event()
+        self.state = "running"
+        self.error: BaseException | None = None
+
+    @property
+    def history(self) -> "pd.DataFrame":
+        """The rows so far: epoch, train_loss, valid_loss, metrics, lr, time (seconds)."""
+        return self._history.frame()
+
+    # ------------------------------------------------------------------ controls
+
+    def stop(self) -> None:
+        """End the run at the next step boundary; everything is kept."""
+        self._launch.controls.stop()
+
+    def pause(self) -> None:
+        """Hold the run at the next step boundary, until `resume()` or `stop()`."""
+        self._launch.controls.pause()
+        if self.state == "running":
+            self.state = "paused"
+
+    def resume(self) -> None:
+        """Go on after `pause()`."""
+        self._launch.controls.resume()
+        if self.state == "paused":
+            self.state = "running"
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the first parameter group from the next step on; the others are scaled alike."""
+        self._launch.controls.set_lr(lr)
+
+    def wait(self, timeout: float | None = None) -> "Run":
+        """Wait until the run has ended; raises the error of a failed run.
+
+        Args:
+            timeout: seconds to wait at most; None for as long as it takes.
+        """
+        self._done.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def attach(self, view: View) -> None:
+        """Add a view: it draws what the history holds and follows on."""
+        if self._start is not None:
+            view.show(self._start)
+        self._views.append(view)
+
+    # ------------------------------------------------------------------ the loop
+
+    def foreground(self) -> None:
+        """Consume the run here. The first interrupt stops it at a step boundary, a second one at once."""
+        __tracebackhide__ = True
+        with interruptible(self.stop) as interrupted:
+            self._consume()
+        if self.error is not None:
+            raise self.error
+        if interrupted():
+            raise KeyboardInterrupt("the training was stopped; its rows, weights and state are kept") from None
+
+    def background(self) -> None:
+        """Consume the run in a thread; returns at once."""
+        threading.Thread(target=self._consume, name="quik_nb run", daemon=True).start()
+
+    def _consume(self) -> None:
+        try:
+            try:
+                for event in self._launch:
+                    self._take(event)
+            except BaseException as error:  # kept, shown, and raised again by the caller
+                self.error, self.state = error, "failed"
+                if not isinstance(error, KeyboardInterrupt):
+                    self._take(WorkerFailure(f"{type(error).__name__}: {error}"))
+            finally:
+                self._launch.close()
+                self._settle(self)
+                for view in self._views:
+                    view.close()
+        finally:
+            self._done.set()
+
+    def _take(self, event: Event) -> None:
+        self._history.record(event)
+        match event:
+            case RunStart():
+                self._start = event
+            case RunEnd(state=state):
+                self.state = state
+        for view in self._views:
+            view.show(event)
+        try:
+            self._listen(event)
+        except StopTraining:
+            self.stop()
+
+    def _ipython_display_(self) -> None:
+        """Show nothing: the view has shown the run already, and a second line below it would only repeat it."""
+
+    def __repr__(self) -> str:
+        return f"Run({self.state}: {self._history!r})"
+
+
+@contextmanager
+def interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Within it, a first interrupt calls `stop` and a second raises KeyboardInterrupt; gives whether one came.
+
+    Signals are handled in the main thread only; elsewhere nothing changes.
+    """
+    count = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise KeyboardInterrupt
+        stop()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before: Any = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: count > 0
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,317 @@
+"""The samples of a split, as they were handed in: tensors in memory, a map-style dataset, or a stream of batches.
+
+`as_source` turns everything that `add_data` takes into one of the three, and says what is wrong with the rest.
+What is not here: batches, shuffling and ranks (`training/data.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+
+from quik_nb.errors import RecipeError, suggest
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """Samples in memory: tensors whose first dimension counts the samples."""
+
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...] | None = None
+    """keys of a batch that is a dict; None for a batch that is a tuple"""
+    rows: Tensor | None = None
+    """(samples,) int64: the rows that belong to this split; None for all of them"""
+    columns: tuple[str, ...] | None = None
+    """the feature columns of a DataFrame, in order"""
+    target: str | None = None
+    """the target column of a DataFrame"""
+    from_numpy: bool = False
+    """whether memory is shared with arrays that may change without torch knowing"""
+
+    def __len__(self) -> int:
+        return len(self.tensors[0]) if self.rows is None else len(self.rows)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+        return max(1, sum(t[:1].numel() * t.element_size() for t in self.tensors))
+
+    def pack(self, values: Sequence[Tensor]) -> "tuple[Tensor, ...] | dict[str, Tensor]":
+        """A batch in the form in which the data came: a tuple, or a dict."""
+        return tuple(values) if self.names is None else dict(zip(self.names, values, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A map-style dataset, fetched sample by sample through a `DataLoader`."""
+
+    dataset: Any
+    batch_size: int | None = None
+    """samples per optimizer step where a `DataLoader` came with one; None for the session's"""
+    shuffle: bool | None = None
+    """None: the training split is shuffled, the others are not"""
+    sampler: Any = None
+    """a sampler of the user's own, or None"""
+    batch_sampler: Any = None
+    """a batch sampler of the user's own, or None"""
+    drop_last: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """further keywords of the `DataLoader`: collate_fn, num_workers, pin_memory, ..."""
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """An `IterableDataset`, or a `DataLoader` that hands out ready batches: read in order, split among the ranks."""
+
+    dataset: Any
+    batch_size: int | None = None
+    ready: bool = False
+    """whether the dataset yields whole batches (`DataLoader(batch_size=None)`)"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Samples (batches where they come ready), if the dataset knows; raises TypeError where it does not."""
+        return len(self.dataset)
+
+
+Source = Tensors | Samples | Stream
+
+
+def as_source(
+    data: Any, split: str, target: str | None = None, like: Source | None = None, labelled: bool = True
+) -> Source:
+    """Make a source of what was handed in for a split.
+
+    Args:
+        data: tuple of tensors or arrays, a tensor, a dict of tensors, a DataFrame, a `Dataset`, a `DataLoader`.
+        split: "train", "valid" or "test", for the messages.
+        target: the target column where `data` is a DataFrame.
+        like: the training source, whose columns a further DataFrame must have.
+        labelled: False where a DataFrame need not have the target column.
+
+    Raises:
+        RecipeError: the data cannot be used as it is; the message says what to type instead.
+
+    >>> source = as_source((torch.zeros(10, 3), torch.zeros(10)), "train")
+    >>> len(source), source.row_bytes
+    (10, 16)
+    """
+    if isinstance(data, Tensors | Samples | Stream):
+        return data
+    if hasattr(data, "columns") and hasattr(data, "iloc"):
+        return _from_frame(data, split, target, like, labelled)
+    if target is not None:
+        raise RecipeError(
+            f"target={target!r} names a column, but {split} is {_kind(data)}, not a DataFrame: "
+            f"leave target out, or pass a DataFrame."
+        )
+    if isinstance(data, DataLoader):
+        return _from_loader(data)
+    if isinstance(data, TensorDataset):
+        return _tensors(data.tensors, split)
+    if isinstance(data, IterableDataset):
+        return Stream(data)
+    if isinstance(data, Tensor | np.ndarray):
+        return _tensors((data,), split)
+    if isinstance(data, Mapping):
+        return replace(_tensors(tuple(data.values()), split, tuple(data)), names=tuple(map(str, data)))
+    if isinstance(data, tuple | list) and data and all(hasattr(v, "shape") or isinstance(v, list) for v in data):
+        return _tensors(tuple(data), split)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | tuple | list):
+        return _from_dataset(data, split)
+    raise RecipeError(
+        f"{split} is {_kind(data)}, which holds no samples that can be used: pass a tuple of tensors or arrays "
+        f"({split}=(x, y)), a TensorDataset, a Dataset, a DataLoader, a DataFrame with target=, or a dict of tensors."
+    )
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _from_dataset(data: Any, split: str) -> Samples:
+    if getattr(data, "format", None) and hasattr(data, "with_format") and data.format.get("type") is None:
+        data = data.with_format("torch")  # a Hugging Face dataset gives lists until it is told
+    if len(data) == 0:
+        raise RecipeError(f"{split} is an empty {type(data).__name__}: there is nothing to use; pass some samples.")
+    return Samples(data)
+
+
+def _from_loader(loader: DataLoader[Any]) -> Source:
+    options = {
+        name: getattr(loader, name)
+        for name in ("collate_fn", "num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor")
+        if getattr(loader, name, None)
+    }
+    if loader.num_workers and loader.persistent_workers:
+        options["persistent_workers"] = True
+    if isinstance(loader.dataset, IterableDataset) or (loader.batch_size is None and loader.batch_sampler is None):
+        return Stream(loader.dataset, loader.batch_size, ready=loader.batch_size is None, options=options)
+    if type(loader.batch_sampler) is not BatchSampler:
+        return Samples(loader.dataset, batch_sampler=loader.batch_sampler, options=options)
+    known = type(loader.sampler) in (RandomSampler, SequentialSampler, DistributedSampler)
+    plain = known and not getattr(loader.sampler, "replacement", False)
+    return Samples(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        shuffle=type(loader.sampler) is not SequentialSampler if plain else None,
+        sampler=None if plain else loader.sampler,
+        drop_last=loader.drop_last,
+        options=options,
+    )
+
+
+def _tensors(values: tuple[Any, ...], split: str, names: tuple[str, ...] | None = None) -> Tensors:
+    from_numpy = any(not isinstance(v, Tensor) for v in values)
+    tensors = tuple(_as_tensor(v) for v in values)
+    label = names or tuple(f"tensor {i}" for i in range(len(tensors)))
+    bare = [n for n, t in zip(label, tensors, strict=True) if t.ndim == 0]
+    if bare:
+        raise RecipeError(
+            f"{split}: {', '.join(bare)} has no dimension that counts samples; pass shape (samples, ...)."
+        )
+    lengths = [len(t) for t in tensors]
+    if len(set(lengths)) > 1:
+        listed = ", ".join(f"{n} has {k:,}" for n, k in zip(label, lengths, strict=True))
+        raise RecipeError(
+            f"{split}: the tensors differ in length ({listed}), so rows cannot be paired: "
+            f"cut them to the same number of samples."
+        )
+    if lengths[0] == 0:
+        raise RecipeError(f"{split} is empty (0 samples): there is nothing to use; pass some samples.")
+    return Tensors(tensors, from_numpy=from_numpy)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A tensor of an array: float64 becomes torch's default dtype and integers int64, as models expect."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise RecipeError(f"an array of dtype {array.dtype} cannot become a tensor: turn it into numbers first.")
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # shares memory where it can
+    if array.dtype.kind == "f" and array.dtype != np.float16:
+        return tensor.to(torch.get_default_dtype())
+    if array.dtype.kind in "iu" and (array.dtype != np.uint8 or array.ndim == 1):  # uint8 images stay bytes
+        return tensor.long()
+    return tensor
+
+
+def _from_frame(frame: Any, split: str, target: str | None, like: Source | None, labelled: bool) -> Tensors:
+    columns = list(frame.columns)
+    if isinstance(like, Tensors) and like.columns is not None:
+        features, target = list(like.columns), target or like.target
+    else:
+        features = [c for c in columns if c != target]
+    if not labelled and target not in columns:
+        _require(frame, features, split)
+        return Tensors((frame_features(frame, features, split),), columns=tuple(features))
+    if target is None:
+        raise RecipeError(
+            f"{split} is a DataFrame, and which column to predict was not said: "
+            f"type add_data({split}=frame, target={str(columns[-1])!r}) with the name of yours."
+        )
+    _require(frame, [*features, target], split)
+    return Tensors(
+        (frame_features(frame, features, split), _column(frame[target], split)),
+        columns=tuple(features),
+        target=target,
+        from_numpy=True,
+    )
+
+
+def _require(frame: Any, columns: Sequence[str], split: str) -> None:
+    absent = [c for c in columns if c not in frame.columns]
+    if absent:
+        hint = suggest(str(absent[0]), map(str, frame.columns))
+        raise RecipeError(f"{split} has no column {', '.join(map(repr, absent))}: {hint}.")
+
+
+def frame_features(frame: Any, columns: Sequence[str], split: str) -> Tensor:
+    """(rows, columns) float tensor of the named columns; a RecipeError names those that are no numbers."""
+    words = [c for c in columns if frame[c].dtype.kind not in "fiub"]
+    if words:
+        raise RecipeError(
+            f"{split}: {', '.join(map(repr, words))} hold no numbers (dtype {frame[words[0]].dtype}): drop them, or "
+            f"encode them, for example frame[{words[0]!r}].astype('category').cat.codes."
+        )
+    gaps = [c for c in columns if frame[c].isna().any()]
+    if gaps:
+        raise RecipeError(
+            f"{split}: {', '.join(map(repr, gaps))} have missing values, which would turn the loss into NaN: "
+            f"fill them with frame.fillna(...) or drop the rows with frame.dropna()."
+        )
+    return torch.from_numpy(frame[list(columns)].to_numpy(dtype=np.float64, copy=True)).to(torch.get_default_dtype())
+
+
+def _column(column: Any, split: str) -> Tensor:
+    if column.dtype.kind not in "fiub":
+        raise RecipeError(
+            f"{split}: the target column {column.name!r} holds no numbers (dtype {column.dtype}): "
+            f"encode it, for example frame[{column.name!r}].astype('category').cat.codes."
+        )
+    if column.isna().any():
+        raise RecipeError(f"{split}: the target column {column.name!r} has missing values: drop those rows first.")
+    return _as_tensor(column.to_numpy(copy=True))
+
+
+def as_sources(train: Any, valid: Any, test: Any, target: str | None, seed: int) -> dict[str, Source]:
+    """The sources of all splits by name; shares such as `valid=0.2` are cut from the training split by the seed."""
+    sources = {"train": as_source(train, "train", target)}
+    for name, data in (("test", test), ("valid", valid)):
+        if isinstance(data, int | float) and not isinstance(data, bool):
+            sources["train"], sources[name] = split_off(sources["train"], data, seed + (name == "test"), name)
+        elif data is not None:
+            sources[name] = as_source(data, name, target if hasattr(data, "iloc") else None, like=sources["train"])
+    return sources
+
+
+def split_off(source: Source, part: float, seed: int, name: str = "valid") -> tuple[Source, Source]:
+    """Divide a source in two by a seeded permutation: (the rest, the part).
+
+    Args:
+        source: what to divide.
+        part: a share such as 0.2, or a number of samples such as 500.
+        seed: the same seed gives the same division.
+        name: of the part, for messages.
+    """
+    if isinstance(source, Stream):
+        raise RecipeError(
+            f"{name}={part} cannot be cut from a stream, whose length and order are not known: "
+            f"pass a dataset of its own, {name}=..."
+        )
+    total = len(source)
+    count = round(total * part) if part < 1 else int(part)
+    if part <= 0 or not 0 < count < total:
+        raise RecipeError(
+            f"{name}={part} of {total:,} samples leaves one of the splits empty: "
+            f"type a share such as {name}=0.2, or a number of samples below {total:,}."
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    parts = order[count:].sort().values, order[:count].sort().values
+    if isinstance(source, Tensors):
+        rows = [p if source.rows is None else source.rows[p] for p in parts]
+        return replace(source, rows=rows[0]), replace(source, rows=rows[1])
+    if source.sampler is not None or source.batch_sampler is not None:
+        raise RecipeError(
+            f"{name}={part} cannot be cut from a DataLoader with a sampler of its own: pass {name}=... as well."
+        )
+    rest, cut = (replace(source, dataset=Subset(source.dataset, p.tolist())) for p in parts)
+    return rest, replace(cut, shuffle=False)

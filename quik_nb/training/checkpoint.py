@@ -1,0 +1,142 @@
+"""Files: their names, atomic writes, safe reads.
+
+Weights are saved under the names that their users already have (`data/state_dict_e3_20210101.pt`); beside them stands
+one folder per training with its history and the checkpoint from which it can go on.
+
+A write goes to a temporary file that then takes the final name, so a reader sees the old file or the new one, never a
+half. There is no fsync: it guards against a power cut, not a killed process, and would cost more than a short epoch.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quik_nb.errors import CheckpointError
+
+StateDict = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The names of all files of a session, by folder and date."""
+
+    base_dir: Path
+    date: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of data and weights."""
+        return self.base_dir / "data"
+
+    def tensors(self, split: str) -> Path:
+        """The saved tensors of a split, such as `data/train_tensor_20210101.pt`."""
+        return self.folder / f"{split}_tensor_{self.date}.pt"
+
+    def weights(self, epoch: int | str) -> Path:
+        """The weights after an epoch, or "orig" for those before the first."""
+        return self.folder / f"state_dict_e{epoch}_{self.date}.pt"
+
+    def model(self) -> Path:
+        """The whole model."""
+        return self.folder / f"model_{self.date}.pt"
+
+
+def write(value: Any, path: Path, **how: Any) -> None:
+    """Save with `torch.save`, so that the file under this name is whole at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(value, part, **how)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What tells whether a file is still the one that was written: its size and time."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a file, on the CPU; nothing but tensors is read, so the file can run no code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds something else.
+    """
+    value = read(path)
+    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise CheckpointError(
+            f"{path.name} holds a {type(value).__name__} that is no state_dict: "
+            f"pass a file that torch.save(model.state_dict(), path) or quik_nb wrote."
+        )
+    return value
+
+
+def read(path: Path) -> Any:
+    """What a file holds, on the CPU, by torch's safe loader.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or would run code when it is read.
+    """
+    if not path.exists():
+        raise CheckpointError(f"There is no file {path}: {_near(path)}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"it is damaged, cut short, or of another kind. The model is as it was. Take another epoch's file."
+        ) from error
+
+
+def _near(path: Path) -> str:
+    there = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.exists() else []
+    return f"in {path.parent} are {', '.join(there[:8])}." if there else f"{path.parent} has no .pt file."
+
+
+def load_into(model: nn.Module, state: StateDict, origin: str) -> None:
+    """Load weights into a model, or leave it untouched and say which keys or shapes differ.
+
+    Raises:
+        CheckpointError: the weights are of another model.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    foreign = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} there and {tuple(value.shape)} here"
+        for key, value in own.items()
+        if isinstance(value, Tensor) and key in state and state[key].shape != value.shape
+    ]
+    if missing or foreign or shapes:
+        parts = [f"{origin} does not fit this {type(model).__name__}, which is left as it was."]
+        parts += [f"Missing there: {_few(missing)}."] if missing else []
+        parts += [f"Unknown here: {_few(foreign)}."] if foreign else []
+        parts += [f"Other shapes: {_few(shapes)}."] if shapes else []
+        raise CheckpointError(" ".join([*parts, "Build the model with the sizes it was saved with."]))
+    model.load_state_dict(state)
+
+
+def _few(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of a state dict on the CPU, which later training does not change."""
+    match value:
+        case Tensor():
+            return value.detach().to("cpu", copy=True)
+        case dict():
+            return {key: copied(v) for key, v in value.items()}
+        case list():
+            return [copied(v) for v in value]
+        case tuple():
+            return tuple(copied(v) for v in value)
+    return value

@@ -1,0 +1,43 @@
+"""What of a training's state still holds when the next call of train() comes with a changed recipe."""
+
+from dataclasses import replace
+
+from quik_nb.recipe import Recipe
+from quik_nb.training.build import optimizer_keywords
+from quik_nb.training.trainer import Progress
+
+
+def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
+    """The progress to go on from.
+
+    Another optimizer class starts without the old one's moments; changed rates or another scheduler start a new
+    schedule and keep the moments; other data or batches give up the unfinished epoch, as its steps are others now.
+
+    Args:
+        progress: of the last training.
+        old: the recipe it was trained by; None where nothing was trained.
+        new: the recipe to go on by.
+    """
+    if old is None:
+        return progress
+    if _optimizer_class(old) is not _optimizer_class(new):
+        progress = replace(progress, optimizer=None, scheduler=None, planned=0)
+    elif _keywords(old) != _keywords(new) or old.scheduler != new.scheduler:
+        progress = replace(progress, scheduler=None, planned=0)
+    if _batches(old) != _batches(new):
+        progress = replace(progress, step=0, loss_sum=0.0, loss_count=0, seconds=0.0, generators=None)
+        if new.scheduler is not None and new.scheduler.per_batch:
+            progress = replace(progress, scheduler=None, planned=0)
+    return progress
+
+
+def _optimizer_class(recipe: Recipe) -> object:
+    return recipe.optimizer and recipe.optimizer.target
+
+
+def _keywords(recipe: Recipe) -> object:
+    return recipe.optimizer and optimizer_keywords(recipe.optimizer, recipe)
+
+
+def _batches(recipe: Recipe) -> object:
+    return id(recipe.train), recipe.settings.batch_size, recipe.settings.seed

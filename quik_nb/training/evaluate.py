@@ -1,0 +1,139 @@
+"""A pass over a split without training: its exact loss and metrics over all ranks, or the outputs in order."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from quik_nb.recipe import Recipe
+from quik_nb.sources import Source, Tensors
+from quik_nb.training import rng
+from quik_nb.training.build import resolve_precision
+from quik_nb.training.data import Batch, eval_batches
+from quik_nb.training.metrics import MetricSet, join
+from quik_nb.training.step import Step, main_output, split_batch
+from quik_nb.training.world import World
+
+Autocast = Callable[[], AbstractContextManager[None]]
+
+
+class Evaluation:
+    """One pass over a split: every sample counts once, on whichever rank it is seen.
+
+    Args:
+        recipe: with batch size and metrics.
+        model: the module itself, without a DDP wrapper: ranks need not be in step.
+        step: batch to loss and outputs.
+        world: this rank among the others.
+        autocast: the context of a forward pass.
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, step: Step, world: World, autocast: Autocast) -> None:
+        self.recipe, self.model, self.step, self.world, self.autocast = recipe, model, step, world, autocast
+        self.metrics = MetricSet(recipe.metrics, world)
+        self.cut = False
+        """set it to True to end the pass early: then no rank has a loss"""
+        double = torch.float32 if world.device.type == "mps" else torch.float64
+        self.sum = torch.zeros((), dtype=double, device=world.device)
+        self.count = 0
+
+    def over(self, source: Source) -> Iterator[tuple[int, int | None]]:
+        """Walk the split; yields (batches done, batches in all or None)."""
+        batches = eval_batches(source, self.recipe.settings.batch_size, self.world)
+        with evaluating(self.model):
+            for done, batch in enumerate(batches.epoch(self.recipe.settings.seed, 0), start=1):
+                if batch.samples:
+                    self._take(batch)
+                yield done, batches.steps
+
+    def _take(self, batch: Batch) -> None:
+        with self.autocast():
+            result = self.step(self.model, batch.data)
+        self.sum.add_(result.loss, alpha=1 if self.step.sums else batch.samples)
+        self.count += batch.samples
+        if self.metrics.names and result.outputs is not None:
+            self.metrics.update(result.outputs, result.target)
+
+    def loss(self) -> float | None:
+        """The mean loss over the samples of all ranks (all ranks participate); None if any of them was cut."""
+        total = self.world.sum(torch.stack([self.sum, self.sum.new_tensor(self.count), self.sum.new_tensor(self.cut)]))
+        loss, count, cut = total.tolist()
+        return None if cut or not count else loss / count
+
+
+def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, float]:
+    """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
+    with _on(recipe, device) as (model, world, autocast):
+        evaluation = Evaluation(recipe, model, Step(recipe, device), world, autocast)
+        for _ in evaluation.over(source):
+            pass
+        loss = evaluation.loss()
+        return {"loss": float("nan") if loss is None else loss, **evaluation.metrics.compute()}
+
+
+def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
+    """The outputs for all samples of a source in order, on the CPU; a target in the batches is left aside."""
+    train = recipe.train
+    width = len(train.tensors) if isinstance(train, Tensors) and train.names is None else None
+    parts = []
+    with _on(recipe, device) as (model, world, autocast), evaluating(model):
+        for batch in eval_batches(source, recipe.settings.batch_size, world).epoch(recipe.settings.seed, 0):
+            inputs = model_inputs(batch.data, width)
+            with autocast():
+                outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+            parts.append(_to_cpu(main_output(outputs)))
+    return join(parts)
+
+
+@contextmanager
+def _on(recipe: Recipe, device: torch.device) -> Iterator[tuple[nn.Module, World, Autocast]]:
+    """The recipe's model on a device for a while, and the user's random numbers left as they are."""
+    assert recipe.model is not None  # the session has seen to it
+    home = next((p.device for p in recipe.model.parameters()), device)
+    dtype = resolve_precision(recipe.settings.precision, device)
+    try:
+        with rng.preserved():
+            yield recipe.model.to(device), World(device=device), lambda: autocast(device, dtype)
+    finally:
+        recipe.model.to(home)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """The context of a forward pass: mixed precision where there is a dtype, nothing otherwise."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def model_inputs(batch: Any, width: int | None) -> Any:
+    """What the model takes of a batch: a tuple or dict without the target, if there is one."""
+    if isinstance(batch, dict):
+        return split_batch(batch)[0]
+    if isinstance(batch, tuple | list):
+        has_target = len(batch) > 1 if width is None else len(batch) == width
+        return tuple(batch[:-1] if has_target else batch)
+    return (batch,)
+
+
+def _to_cpu(value: Any) -> Any:
+    match value:
+        case torch.Tensor():
+            return value.detach().cpu()
+        case dict():
+            return {k: _to_cpu(v) for k, v in value.items()}
+        case tuple() | list():
+            return type(value)(_to_cpu(v) for v in value)
+    return value
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode without gradients; its mode is given back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

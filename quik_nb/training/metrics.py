@@ -1,0 +1,142 @@
+"""Sums and counts, divided once: the losses of an epoch, the smoothed live loss, and metrics over all ranks.
+
+Losses stay on the device until they are read, which is a few times a second and at an epoch's end, never once a step.
+"""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quik_nb.training.world import World
+
+BETA = 0.98
+"""Weight of the past in the smoothed loss, per step."""
+
+
+class LossMeter:
+    """The training losses of an epoch on this rank: sum and count, the smoothed mean, the first step that is no number.
+
+    >>> meter = LossMeter(torch.device("cpu"))
+    >>> for loss in (1.0, 3.0):
+    ...     meter.add(torch.tensor(loss), samples=2)
+    >>> meter.read()
+    >>> meter.sum.item() / meter.count, round(meter.smoothed, 3)
+    (2.0, 2.01)
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # float64 holds the sum of a long epoch exactly enough; Apple's GPUs lack it
+        self.sum = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self.count = 0
+        self.smoothed = float("nan")
+        self.bad: int | None = None
+        """number of the first loss that was NaN or infinite, counted from 0"""
+        self._average, self._steps = 0.0, 0
+        self._losses: list[Tensor] = []
+        self._samples: list[int] = []
+
+    def add(self, loss: Tensor, samples: int) -> None:
+        """Take the mean loss of some samples; nothing is computed yet."""
+        self._losses.append(loss.detach())
+        self._samples.append(samples)
+        if len(self._losses) >= 1000:
+            self.read()
+
+    def read(self) -> None:
+        """Bring sum, count, smoothed loss and the first bad one up to date; waits for the device."""
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses).to(self.sum.dtype)
+        weights = torch.tensor(self._samples, dtype=self.sum.dtype, device=losses.device)
+        part = torch.where(weights > 0, losses * weights, 0.0)  # a placeholder's loss counts nothing, even as NaN
+        self.sum += part.sum()
+        samples = sum(self._samples)
+        if self.bad is None and not torch.isfinite(part.sum()):
+            self.bad = self._steps + int((~torch.isfinite(part)).nonzero()[0])
+        self._smooth(losses[weights > 0].tolist())
+        self.count += samples
+        self._losses.clear()
+        self._samples.clear()
+
+    def _smooth(self, losses: list[float]) -> None:
+        """Exponential moving average, divided by its total weight so that it does not start at zero (Adam, alg. 1)."""
+        for loss in losses:
+            self._steps += 1
+            self._average = BETA * self._average + (1 - BETA) * loss
+        if self._steps:
+            self.smoothed = self._average / (1 - BETA**self._steps)
+
+
+class MetricSet:
+    """The metrics of one pass over a split: functions see all outputs at once, torchmetrics are updated per batch."""
+
+    def __init__(self, metrics: Mapping[str, Any], world: World) -> None:
+        self.world = world
+        self.functions: dict[str, Callable[..., Any]] = {}
+        self.states: dict[str, Any] = {}
+        for name, metric in metrics.items():
+            if hasattr(metric, "update") and hasattr(metric, "compute"):
+                self.states[name] = deepcopy(metric).to(world.device)
+                self.states[name].reset()
+            else:
+                self.functions[name] = metric
+        self.names = list(metrics)
+        self.outputs: list[Any] = []
+        self.targets: list[Any] = []
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take the outputs and targets of a batch."""
+        for metric in self.states.values():
+            metric.update(outputs, targets)
+        if self.functions:
+            self.outputs.append(outputs)
+            self.targets.append(targets)
+
+    def compute(self) -> dict[str, float]:
+        """The values by name, over all ranks (all ranks participate)."""
+        values = {name: float(metric.compute()) for name, metric in self.states.items()}
+        if self.functions:
+            outputs, targets = self._whole(self.outputs), self._whole(self.targets)
+            values |= {name: float(metric(outputs, targets)) for name, metric in self.functions.items()}
+        return {name: values[name] for name in self.names}
+
+    def _whole(self, parts: list[Any]) -> Any:
+        """The batches of all ranks joined on this rank; order follows the ranks, equally for outputs and targets."""
+        own = join(parts) if parts else None
+        gathered = [part for part in self.world.gather(_cpu(own)) if part is not None]
+        return _to(gathered[0] if len(gathered) == 1 else join(gathered), self.world.device)
+
+
+def join(parts: list[Any]) -> Any:
+    """Batches one after the other: tensors are concatenated, dicts and tuples element by element.
+
+    >>> join([{"a": torch.zeros(2)}, {"a": torch.ones(1)}])
+    {'a': tensor([0., 0., 1.])}
+    """
+    first = parts[0]
+    match first:
+        case Tensor():
+            return torch.cat([p if p.ndim else p[None] for p in parts])
+        case dict():
+            return {key: join([part[key] for part in parts]) for key in first}
+        case tuple() | list():
+            return type(first)(join(list(values)) for values in zip(*parts, strict=True))
+    return first
+
+
+def _cpu(value: Any) -> Any:
+    return _to(value, torch.device("cpu"))
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    match value:
+        case Tensor():
+            return value.to(device)
+        case dict():
+            return {key: _to(v, device) for key, v in value.items()}
+        case tuple() | list():
+            return type(value)(_to(v, device) for v in value)
+    return value

@@ -1,0 +1,92 @@
+"""What rank 0 writes while it trains: weights at each epoch's end, the history, and the checkpoint to go on from."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quik_nb.errors import CheckpointError
+from quik_nb.training.checkpoint import Files, read, write
+from quik_nb.training.trainer import Progress, Trainer
+
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "history.jsonl"
+
+CHECKPOINT_SHARE = 0.02
+"""Part of the time that whole-state checkpoints may take in process; weights are saved at every epoch all the same."""
+
+
+@dataclass
+class Saver:
+    """Called with the trainer at each epoch's end and at a stop, before the row is shown.
+
+    Picklable, so that it works on rank 0 of workers as well.
+    """
+
+    files: Files
+    folder: Path
+    """the run folder: history and checkpoint"""
+    weights: bool = True
+    """save the weights of each epoch under their conventional name"""
+    keep: int | None = None
+    """number of newest epochs whose weights stay, beside the best; None for all"""
+    every_epoch: bool = False
+    """write the checkpoint at every epoch, whatever it costs: workers bring their state home by it"""
+    written: list[int] = field(default_factory=list)
+    _best: int | None = None
+    _due: float = 0.0
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step: the folder, and the weights that a new training starts from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.weights and trainer.epoch == 0 and trainer.step_in_epoch == 0:
+            write(trainer.model.state_dict(), self.files.weights("orig"))
+
+    def __call__(self, trainer: Trainer) -> None:
+        whole = trainer.row.share == 1.0
+        if self.weights:
+            if whole:
+                self._write_weights(trainer)
+            with (self.folder / HISTORY).open("a") as file:
+                file.write(json.dumps(asdict(trainer.row)) + "\n")
+        if not whole or self.every_epoch or time.monotonic() >= self._due:
+            self.checkpoint(trainer)
+
+    def _write_weights(self, trainer: Trainer) -> None:
+        epoch = trainer.row.epoch
+        write(trainer.model.state_dict(), self.files.weights(epoch))
+        self.written.append(epoch)
+        row = trainer.row
+        if (row.train_loss if row.valid_loss is None else row.valid_loss) <= trainer.best:
+            self._best = epoch
+        if self.keep is not None:
+            for old in [e for e in self.written[: -self.keep] if e != self._best]:
+                self.files.weights(old).unlink(missing_ok=True)
+                self.written.remove(old)
+
+    def checkpoint(self, trainer: Trainer) -> None:
+        """Write the whole state, and decide when the next may be due."""
+        start = time.monotonic()
+        write_checkpoint(self.folder, trainer.model.state_dict(), trainer.progress())
+        now = time.monotonic()
+        self._due = now + (now - start) / CHECKPOINT_SHARE
+
+
+def write_checkpoint(folder: Path, weights: dict[str, Any], progress: Progress) -> None:
+    """Write weights and progress as one file that a training can go on from."""
+    state = {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
+    write({"model": weights, "progress": state}, folder / CHECKPOINT)
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress]:
+    """Weights and progress of a run folder.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint there.
+    """
+    state = read(folder / CHECKPOINT)
+    try:
+        return state["model"], Progress(**state["progress"])
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / CHECKPOINT} is no checkpoint of this version of quik_nb: {error}.") from error

@@ -1,0 +1,88 @@
+"""Who am I among the ranks: joining, leaving, summing.
+
+A `World` of one rank does no communication at all, so the loop has no branch for it.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of a training."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  immutable
+
+    @property
+    def is_logger(self) -> bool:
+        """Whether this rank draws and writes: rank 0."""
+        return self.rank == 0
+
+    @property
+    def is_ddp(self) -> bool:
+        """Whether there are other ranks."""
+        return self.world_size > 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks, in place (all ranks participate)."""
+        if self.is_ddp:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One value from each rank, in the order of ranks, on all of them (all ranks participate)."""
+        if not self.is_ddp:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def share(self, samples: int) -> tuple[int, int]:
+        """The half-open range of a batch's samples that this rank takes; the first ranks take one more.
+
+        >>> [World(rank, 3).share(8) for rank in range(3)]
+        [(0, 3), (3, 6), (6, 8)]
+        """
+        size, extra = divmod(samples, self.world_size)
+        start = self.rank * size + min(self.rank, extra)
+        return start, start + size + (self.rank < extra)
+
+
+def join(rank: int, world_size: int, device: str, backend: str, meeting: Path, timeout: float) -> World:
+    """Join the other ranks of this machine by a file (all ranks participate).
+
+    Args:
+        rank: this process, from 0.
+        world_size: number of ranks.
+        device: a torch device of this rank.
+        backend: "gloo" or "nccl".
+        meeting: a file in a folder that only the user can read; no port is opened for the meeting.
+        timeout: seconds after which waiting for another rank is an error.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    if world_size > 1:
+        dist.init_process_group(
+            backend,
+            init_method=meeting.as_uri(),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+    return World(rank, world_size, rank, torch.device(device))
+
+
+def leave() -> None:
+    """Leave after success (all ranks participate); without the barrier gloo sometimes aborts the process at exit."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
