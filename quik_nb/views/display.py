@@ -36,7 +36,7 @@ class DisplayView:
             return
         self._progress.record(event)
         self._row_is_due |= isinstance(event, EpochEnd | RunStart)
-        if not self._shown or self._budget.allows("output", depth=1.0 if self._row_is_due else 0.4):
+        if not self._shown or self._budget.allows("output", depth=1.0 if self._row_is_due else 0.25):
             self._draw()
 
     def close(self) -> None:

@@ -52,8 +52,16 @@ def _losses(panel: "Axes", history: History, log: bool) -> None:
         panel.legend(frameon=False)
     for mark in history.marks:
         panel.axvline(mark.epoch - 0.5, color=COLOURS["mark"], linestyle="--", linewidth=0.8)
-        panel.annotate(
-            mark.label, (mark.epoch - 0.5, 1), xycoords=("data", "axes fraction"), fontsize=8, parse_math=False
+        panel.text(
+            mark.epoch - 0.5,
+            0.98,
+            mark.label + " ",
+            transform=panel.get_xaxis_transform(),
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize=8,
+            parse_math=False,
         )
     panel.set_ylabel("loss")
     if log:

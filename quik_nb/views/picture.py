@@ -154,14 +154,14 @@ def _metrics(history: History, names: list[str], along: Axis) -> list[Shape]:
         values = [y for run in runs for _, y in run]
         up = around(values, area.bottom, area.top) if values else Axis(0, 1, area.bottom, area.top)
         here = Axis(along.low, along.high, area.left, area.right)
-        ticks = up.ticks(2)
+        ticks = up.ticks(3)
         shapes += [Line([(area.left, up.at(tick)), (area.right, up.at(tick))], "grid") for tick in ticks]
         shapes += [
             Word(area.left - 6, up.at(tick) + 4, word, "end")
             for tick, word in zip(ticks, tick_words(ticks), strict=True)
         ]
         shapes += _lines(runs, "valid", here, up, width=1.8)
-        latest = number(history.rows[-1].metrics.get(name))
+        latest = number(runs[-1][-1][1] if runs else None)
         room = int(width / 6.8) - len(latest) - 1
         shapes.append(Word(area.left, area.top - 8, f"{one_line(name, max(4, room))} {latest}", role="strong"))
     return shapes

@@ -19,7 +19,7 @@ from quik_nb.views.publish import Publish, new_id, to_notebook
 from quik_nb.views.record import record
 
 TABLE, CURVE, BAR = "table", "curve", "bar"
-DEPTH = {TABLE: 1.0, CURVE: 0.4, BAR: 0.4}
+DEPTH = {TABLE: 1.0, CURVE: 0.25, BAR: 0.25}
 """How deep each may reach into the small allowance: in a short run the rows matter more than a smooth curve."""
 NO_WIDGETS = "Training; this page shows no widgets. view='text' prints the rows instead."
 VIEW_MIME = "application/vnd.jupyter.widget-view+json"
