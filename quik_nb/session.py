@@ -6,6 +6,7 @@ It holds a `Recipe` that the steps change part by part, and the state of the tra
 
 import inspect
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quik_nb.arguments import settings_from
 from quik_nb.errors import CheckpointError, RecipeError, suggest
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
@@ -65,6 +67,15 @@ class QuikSession:
         self._listeners: list[tuple[str, Callable[[Any], None]]] = []
         self._run: Run | None = None
         self._forget()
+
+    @classmethod
+    def from_args(cls, namespace: Namespace) -> "QuikSession":
+        """A session with the settings that were given on a command line, as `arguments.add_arguments` reads them.
+
+        Args:
+            namespace: of a parser's `parse_args()`; what is not a setting is left to its owner.
+        """
+        return cls(**settings_from(namespace))
 
     def _forget(self) -> None:
         """The state of a session that has not trained."""

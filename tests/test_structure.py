@@ -25,10 +25,12 @@ PLANS = BASE | {"placement", "recipe", "settings", "sources"}
 TRAINING = RECORDS | PLANS | {"training"}
 LAUNCH = TRAINING | {"launch"}
 RUN = LAUNCH | {"views", "run"}
-SESSION = RUN | {"session"}
+SUMMARY = LAUNCH | {"summary"}
+SESSION = RUN | {"arguments", "session", "summary"}
 DOORS = SESSION | {"__init__", "__main__", "magic"}
 
 MAY_IMPORT = {
+    "arguments": PLANS | {"arguments"},
     "errors": BASE,
     "events": BASE,
     "history": RECORDS,
@@ -40,6 +42,7 @@ MAY_IMPORT = {
     "launch": LAUNCH,
     "views": RECORDS | {"views"},
     "run": RUN,
+    "summary": SUMMARY,
     "session": SESSION,
     "magic": DOORS,
     "__main__": DOORS,
