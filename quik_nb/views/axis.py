@@ -30,6 +30,8 @@ class Axis:
         if whole:
             step = max(1.0, step)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        if first >= last and not whole:
+            return self.ticks(count + 1)  # one number alone says nothing of the scale
         return [i * step for i in range(first, last + 1)]
 
 

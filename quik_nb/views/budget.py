@@ -4,36 +4,38 @@ A count of steps or epochs cannot say how often to draw, since a step may take a
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 SHARE = 0.02
 """part of the wall time that a view may spend"""
 ALLOWANCE = 0.012
-"""seconds that it may spend on top: the table of some twenty epochs of any length, drawn row by row"""
+"""seconds that it may spend on top, for a whole run: the rows of some twenty short epochs, one by one"""
 
 Clock = Callable[[], float]
 
 
 class Budget:
-    """Says whether a drawing is affordable now, from what its kind cost the last time.
+    """One account for each kind of drawing, so that what is drawn often cannot starve the rest.
 
-    >>> budget = Budget(clock=iter([0.0, 10.0]).__next__)
+    `portions` are the parts that the kinds get of the whole, by name; they add up to 1.
+
+    >>> budget = Budget({"table": 0.6, "curve": 0.4}, clock=iter([0.0, 10.0]).__next__)
     >>> budget.allows("curve")
     True
     """
 
-    def __init__(self, share: float = SHARE, allowance: float = ALLOWANCE, clock: Clock = time.perf_counter) -> None:
-        self._share, self._allowance, self._clock = share, allowance, clock
+    def __init__(self, portions: Mapping[str, float], clock: Clock = time.perf_counter) -> None:
+        self._portions, self._clock = portions, clock
         self._start = clock()
-        self._last: dict[str, float] = {}
-        self.spent = 0.0
-        """seconds spent on drawing so far"""
+        self._last = dict.fromkeys(portions, 0.0)
+        self.spent = dict.fromkeys(portions, 0.0)
+        """seconds spent so far, by kind"""
 
-    def allows(self, kind: str, depth: float = 1.0) -> bool:
-        """Whether one more drawing of this kind fits; a `depth` below 1 leaves part of the allowance to other kinds."""
-        earned = self._share * (self._clock() - self._start)
-        return self.spent + self._last.get(kind, 0.0) <= earned + depth * self._allowance
+    def allows(self, kind: str) -> bool:
+        """Whether one more drawing of this kind fits, if it costs what the last one did."""
+        earned = ALLOWANCE + SHARE * (self._clock() - self._start)
+        return self.spent[kind] + self._last[kind] <= self._portions[kind] * earned
 
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:
@@ -43,4 +45,4 @@ class Budget:
             yield
         finally:
             self._last[kind] = self._clock() - start
-            self.spent += self._last[kind]
+            self.spent[kind] += self._last[kind]

@@ -46,7 +46,7 @@ def _element(shape: Shape) -> str:
     paint = THEMED.get(shape.role) or COLOURS[shape.role]
     match shape:
         case Line(points, role, width, dashed):
-            more = ' stroke-dasharray="3 3"' if dashed else ' opacity=".45"' if role == "live" else ""
+            more = ' stroke-dasharray="3 3"' if dashed else ' opacity=".55"' if role == "live" else ""
             return f'<polyline points="{_points(points)}" stroke="{paint}" stroke-width="{width}"{more}/>'
         case Dot(x, y, radius, _, filled):
             inside = f'fill="{paint}"' if filled else f'stroke="{paint}" stroke-width="1.6"'

@@ -13,6 +13,10 @@ from quik_nb.views.progress import Progress
 from quik_nb.views.publish import Bundle, Publish, new_id, to_notebook
 from quik_nb.views.record import record
 
+ROW, STEP = "row", "step"
+PORTIONS = {ROW: 0.7, STEP: 0.3}
+"""What a new row and a step in between may spend of the time for drawing."""
+
 
 class DisplayView:
     """Draws the status and the table with one display id; the curve comes with the record."""
@@ -23,11 +27,11 @@ class DisplayView:
         self._history, self._publish = history, publish
         self._progress = Progress(history, title)
         self._printer = Printer()
-        self._budget = Budget(clock=clock)
+        self._budget = Budget(PORTIONS, clock)
         self._id = new_id()
         self._shown = self._row_is_due = False
         if history.rows:
-            self._draw()
+            self._draw(ROW)
 
     def show(self, event: Event) -> None:
         """Take one event; redraw if the budget allows it, and sooner for a new row than for a step."""
@@ -36,8 +40,9 @@ class DisplayView:
             return
         self._progress.record(event)
         self._row_is_due |= isinstance(event, EpochEnd | RunStart)
-        if not self._shown or self._budget.allows("output", depth=1.0 if self._row_is_due else 0.25):
-            self._draw()
+        kind = ROW if self._row_is_due else STEP
+        if not self._shown or self._budget.allows(kind):
+            self._draw(kind)
 
     def close(self) -> None:
         """Put the static record in place."""
@@ -46,8 +51,8 @@ class DisplayView:
             self._publish(record(self._history, self._progress.summary()), self._id, update=True)
             self._shown = False
 
-    def _draw(self) -> None:
-        with self._budget.spend("output"):
+    def _draw(self, kind: str) -> None:
+        with self._budget.spend(kind):
             self._publish(self._bundle(), self._id, update=self._shown)
         self._shown, self._row_is_due = True, False
 

@@ -28,7 +28,7 @@ STYLE = f"""<style>
 .quik-view .quik-rail > div {{ height: 100%; border-radius: 3px; background: #2f83cf; }}
 .quik-view .quik-status {{ white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }}
 .quik-view table {{ border-collapse: collapse; border: 0; margin: 0; font-variant-numeric: tabular-nums; }}
-.quik-view th, .quik-view td {{ padding: 2px 0 2px 18px; border: 0; white-space: nowrap; text-align: right;
+.quik-view th, .quik-view td {{ padding: 2px 0 2px 16px; border: 0; white-space: nowrap; text-align: right;
   background: none; }}
 .quik-view th:first-child, .quik-view td:first-child {{ padding-left: 0; }}
 .quik-view td[colspan] {{ text-align: center; opacity: .75; }}

@@ -104,7 +104,7 @@ def picture(history: History, epochs: int | None = None, log: bool = False) -> P
     `epochs` is where the run is to end, if it still runs: the axis then leaves room to grow, in few steps.
     """
     metrics = [name for name in history.columns if name not in ("train_loss", "valid_loss")][:PANELS]
-    bottom = HEIGHT - (128 if metrics else 34)
+    bottom = HEIGHT - (116 if metrics else 24)
     area = Area(52, 26, WIDTH - 10, bottom)
     along = _epoch_axis(history, epochs, area)
     shapes = _losses(history, area, along, log)
@@ -161,7 +161,7 @@ def _metrics(history: History, names: list[str], along: Axis) -> list[Shape]:
             for tick, word in zip(ticks, tick_words(ticks), strict=True)
         ]
         shapes += _lines(runs, "valid", here, up, width=1.8)
-        latest = number(runs[-1][-1][1] if runs else None)
+        latest = f"{runs[-1][-1][1]:.3g}" if runs else ""
         room = int(width / 6.8) - len(latest) - 1
         shapes.append(Word(area.left, area.top - 8, f"{one_line(name, max(4, room))} {latest}", role="strong"))
     return shapes
@@ -186,7 +186,7 @@ def _grid(area: Area, along: Axis, up: Axis) -> list[Shape]:
     shapes.append(Line([(area.left, area.bottom), (area.right, area.bottom)], "mark"))
     words = zip(ticks, tick_words(ticks, up.log), strict=True)
     shapes += [Word(area.left - 6, up.at(tick) + 4, word, "end") for tick, word in words]
-    room = area.right - 44  # where the word "epoch" stands
+    room = area.right - 54  # where the word "epoch" stands
     shapes += [Word(along.at(t), area.bottom + 17, f"{t:.0f}", "middle") for t in epochs if along.at(t) < room]
     shapes.append(Word(area.right, area.bottom + 17, "epoch", "end"))
     return shapes

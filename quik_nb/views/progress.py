@@ -80,14 +80,14 @@ class Progress:
         return here + (start.epochs - step.epoch - 1) * (sum(times) / len(times) if times else 0.0)
 
     def status(self) -> str:
-        """What the bar says: the epoch, the smoothed loss, the pace, the time left."""
+        """What the bar says: the epoch, the time left, the smoothed loss, the pace; a narrow page cuts its end."""
         parts = [self._title, self._which_epoch()]
-        if self.step is not None:
-            parts.append("validating" if self.step.phase == "valid" else "")
-            parts += [f"train loss {number(self.step.loss)}", rate(self.step.rate)]
         left = self.seconds_left()
         if left is not None:
             parts.append(f"{duration(left)} left")
+        if self.step is not None:
+            parts.append("validating" if self.step.phase == "valid" else "")
+            parts += [f"train loss {number(self.step.loss)}", rate(self.step.rate)]
         return " · ".join(part for part in parts if part)
 
     def _which_epoch(self) -> str:

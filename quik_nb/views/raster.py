@@ -14,6 +14,7 @@ from quik_nb.views.picture import COLOURS, FONT, Dot, Line, Picture, Shape, Word
 
 DPI = 100
 POINTS_PER_PIXEL = 72 / DPI
+DASH = 3 * POINTS_PER_PIXEL
 SHADES = 16
 """Steps from white to each ink: enough for smooth edges, and a third of the bytes of full colour."""
 NEARLY_WHITE = 244
@@ -53,10 +54,10 @@ def _strokes(shapes: list[Shape], size: tuple[int, int], scale: int) -> Any:
     renderer.draw_path(pen, Curve.unit_rectangle(), Affine2D().scale(*size), (1.0, 1.0, 1.0, 1.0))
     for shape in shapes:
         pen.set_foreground(COLOURS[shape.role])
-        pen.set_alpha(0.45 if shape.role == "live" else 1.0)
+        pen.set_alpha(0.55 if shape.role == "live" else 1.0)
         if isinstance(shape, Line):
             pen.set_linewidth(shape.width * POINTS_PER_PIXEL)
-            pen.set_dashes(0, [3 * scale, 3 * scale] if shape.dashed else None)
+            pen.set_dashes(0, [DASH, DASH] if shape.dashed else None)
             renderer.draw_path(pen, Curve(shape.points), page)
         elif isinstance(shape, Dot):
             pen.set_linewidth(0 if shape.filled else 1.6 * POINTS_PER_PIXEL)

@@ -19,8 +19,8 @@ from quik_nb.views.publish import Publish, new_id, to_notebook
 from quik_nb.views.record import record
 
 TABLE, CURVE, BAR = "table", "curve", "bar"
-DEPTH = {TABLE: 1.0, CURVE: 0.25, BAR: 0.25}
-"""How deep each may reach into the small allowance: in a short run the rows matter more than a smooth curve."""
+PORTIONS = {TABLE: 0.65, CURVE: 0.25, BAR: 0.1}
+"""What each may spend of the time for drawing: a row for every epoch matters more than a smooth curve."""
 NO_WIDGETS = "Training; this page shows no widgets. view='text' prints the rows instead."
 VIEW_MIME = "application/vnd.jupyter.widget-view+json"
 
@@ -39,7 +39,7 @@ class WidgetView:
         self._history, self._controls, self._publish = history, controls, publish
         self._progress = Progress(history, title)
         self._printer = Printer()
-        self._budget = Budget(clock=clock)
+        self._budget = Budget(PORTIONS, clock)
         self._id = new_id()
         self._stale: set[str] = set()
         self._board: _Board | None = None
@@ -97,7 +97,7 @@ class WidgetView:
         if self._board is None:
             return
         for kind in (TABLE, BAR, CURVE):
-            if kind in self._stale and self._budget.allows(kind, DEPTH[kind]):
+            if kind in self._stale and self._budget.allows(kind):
                 with self._budget.spend(kind):
                     self._board.parts[kind].value = self._piece(kind)
                 self._stale.discard(kind)
