@@ -7,7 +7,7 @@ that the saved notebook holds a table and a picture and needs no widget to show 
 import time
 from typing import Any
 
-from quik_nb.events import EpochEnd, Event, Mark, Printed, RunStart
+from quik_nb.events import EpochEnd, Event, Mark, Printed, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views import live
 from quik_nb.views.base import Controls
@@ -19,8 +19,16 @@ from quik_nb.views.publish import Publish, new_id, to_notebook
 from quik_nb.views.record import record
 
 TABLE, CURVE, BAR = "table", "curve", "bar"
-PORTIONS = {TABLE: 0.65, CURVE: 0.25, BAR: 0.1}
+PORTIONS = {TABLE: 0.75, CURVE: 0.17, BAR: 0.08}
 """What each may spend of the time for drawing: a row for every epoch matters more than a smooth curve."""
+DUE: dict[type, dict[str, float]] = {
+    # a step may spend half of the curve's account, so that enough is left when the epoch ends
+    RunStart: {BAR: 1.0, TABLE: 1.0, CURVE: 1.0},
+    StepEnd: {BAR: 1.0, CURVE: 0.5},
+    EpochEnd: {TABLE: 1.0, CURVE: 1.0},
+    Mark: {CURVE: 1.0},
+}
+"""What an event puts out of date, and how deep the part's account may be drawn on for it."""
 NO_WIDGETS = "Training; this page shows no widgets. view='text' prints the rows instead."
 VIEW_MIME = "application/vnd.jupyter.widget-view+json"
 
@@ -41,7 +49,7 @@ class WidgetView:
         self._printer = Printer()
         self._budget = Budget(PORTIONS, clock)
         self._id = new_id()
-        self._stale: set[str] = set()
+        self._stale: dict[str, float] = {}  # how deep the account may be drawn on for each part that is out of date
         self._board: _Board | None = None
         if history.rows:
             self._open()
@@ -54,12 +62,14 @@ class WidgetView:
         self._progress.record(event)
         if self._board is None:
             self._open()
-        elif isinstance(event, RunStart):
+            return
+        if isinstance(event, RunStart):
             self._board.foot.value = live.foot(event.where, self._hint())
-        if self._board is not None and self._board.buttons is not None and _ends_pause(event):
+        if self._board.buttons is not None and _ends_pause(event):
             self._board.buttons.resumed()
-        self._stale |= {BAR, TABLE, CURVE} if isinstance(event, EpochEnd | RunStart) else {BAR, CURVE}
-        self._draw()
+        for kind, depth in DUE.get(type(event), {}).items():
+            self._stale[kind] = max(depth, self._stale.get(kind, 0.0))
+        self._draw(self._board)
 
     def close(self) -> None:
         """Put the static record in place of the widgets, and close them."""
@@ -93,14 +103,12 @@ class WidgetView:
             case _:
                 return live.bar(self._progress)
 
-    def _draw(self) -> None:
-        if self._board is None:
-            return
+    def _draw(self, board: "_Board") -> None:
         for kind in (TABLE, BAR, CURVE):
-            if kind in self._stale and self._budget.allows(kind):
+            if kind in self._stale and self._budget.allows(kind, self._stale[kind]):
                 with self._budget.spend(kind):
-                    self._board.parts[kind].value = self._piece(kind)
-                self._stale.discard(kind)
+                    board.parts[kind].value = self._piece(kind)
+                del self._stale[kind]
 
 
 class _Board:
