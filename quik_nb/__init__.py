@@ -1,5 +1,7 @@
 """quik_nb: a Jupyter-first, interactive training kit for PyTorch."""
 
+from typing import TYPE_CHECKING
+
 from quik_nb.errors import (
     CheckpointError,
     DivergenceError,
@@ -12,6 +14,9 @@ from quik_nb.errors import (
 from quik_nb.run import Run
 from quik_nb.session import QuikSession
 from quik_nb.settings import Settings
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 __version__ = "0.1.0"
 
@@ -27,3 +32,17 @@ __all__ = [
     "StopTraining",
     "WorkerError",
 ]
+
+
+def load_ipython_extension(shell: "InteractiveShell") -> None:
+    """What `%load_ext quik_nb` calls."""
+    from quik_nb.magic import load  # a script needs no IPython
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: "InteractiveShell") -> None:
+    """What `%unload_ext quik_nb` calls."""
+    from quik_nb.magic import unload
+
+    unload(shell)

@@ -27,10 +27,11 @@ LAUNCH = TRAINING | {"launch"}
 RUN = LAUNCH | {"views", "run"}
 SUMMARY = LAUNCH | {"summary"}
 SESSION = RUN | {"arguments", "session", "summary"}
-DOORS = SESSION | {"__init__", "__main__", "magic"}
+DOORS = SESSION | {"__init__", "__main__", "cells", "magic"}
 
 MAY_IMPORT = {
     "arguments": PLANS | {"arguments"},
+    "cells": BASE,
     "errors": BASE,
     "events": BASE,
     "history": RECORDS,

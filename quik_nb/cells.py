@@ -1,0 +1,61 @@
+"""The text of a cell as the body of a training step, line for line.
+
+The first line of the cell, `%%quik_train session`, becomes the function's head, so that all line numbers are those of
+the cell. The source is text rather than a tree, so that tracebacks, `inspect.getsource` and `as_code` can show it.
+"""
+
+import ast
+from collections.abc import Iterator
+
+from quik_nb.errors import RecipeError
+
+HEAD = "def training_step(model, criterion, batch):"
+INDENT = "    "
+
+
+def step_source(body: str) -> str:
+    """The source of `training_step(model, criterion, batch)` with this body.
+
+    Args:
+        body: statements that end in an expression, which is returned, or assign to `loss`, which is returned then.
+
+    Raises:
+        RecipeError: the body gives no loss.
+        SyntaxError: it is no Python; lines are counted with the head as the first.
+
+    >>> print(step_source("x, y = batch\\ncriterion(model(x), y)"))
+    def training_step(model, criterion, batch):
+        x, y = batch
+        return criterion(model(x), y)
+    """
+    statements = ast.parse("\n" + body, filename="this cell").body
+    lines = ["", *body.rstrip().split("\n")]
+    last = statements[-1] if statements else None
+    if isinstance(last, ast.Expr):
+        row, column = last.lineno - 1, last.col_offset
+        line = lines[row].encode()  # the parser counts bytes
+        lines[row] = (line[:column] + b"return " + line[column:]).decode()
+    elif any(_assigns_loss(statement) for statement in statements):
+        lines.append("return loss")
+    elif not isinstance(last, ast.Return):
+        ending = f"ends in `{ast.unparse(last).splitlines()[0]}`" if last is not None else "is empty"
+        raise RecipeError(
+            f"This cell is the training step of a batch, and it {ending}, which gives no loss to train with: "
+            f"end it with loss = criterion(outputs, target), or with the expression alone."
+        )
+    within = set(_lines_within_strings(statements))
+    body_lines = [lines[i] if i in within or not lines[i].strip() else INDENT + lines[i] for i in range(1, len(lines))]
+    return "\n".join([HEAD, *body_lines])
+
+
+def _assigns_loss(statement: ast.AST) -> bool:
+    stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    return any(node.id == "loss" for node in stored)
+
+
+def _lines_within_strings(statements: list[ast.stmt]) -> Iterator[int]:
+    """The lines that begin inside a string: an indent there would change its value."""
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno is not None:
+                yield from range(node.lineno, node.end_lineno)
