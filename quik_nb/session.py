@@ -326,6 +326,11 @@ class QuikSession:
         return self._run
 
     @property
+    def folder(self) -> Path | None:
+        """The run folder with history and checkpoint; None where nothing was saved yet."""
+        return self._folder
+
+    @property
     def settings(self) -> Settings:
         """The settings of the session."""
         return self._recipe.settings
