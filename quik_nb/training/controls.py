@@ -9,11 +9,9 @@ after the note: every rank sees it there, and none obeys it earlier.
 """
 
 import mmap
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 NEVER = 2**62
 POLL_SECONDS = 0.05
@@ -67,48 +65,61 @@ class Controls:
         return self.stopping
 
 
-_REQUEST = struct.Struct("<qqdq")  # stop, pause, lr, number of lr requests
-_AGREED = struct.Struct("<qqdqq")  # stop from step, pause from step, lr, lr from step, number of lr requests
+STOP, PAUSE, RATE, RATES = range(4)
+"""Words of a request: whether to stop, whether to pause, the learning rate, how many were asked for."""
+STOP_AT, PAUSE_AT, AGREED_RATE, RATE_AT, AGREED_RATES = range(8, 13)
+"""Words of what is agreed: the steps from which on to stop and to pause, the rate, its step, how many were taken up."""
 
 
 class SharedControls:
     """Controls over process borders: a small file, mapped by the launching process and by each rank.
 
-    The launching process writes requests, rank 0 writes what is agreed, the others only read.
+    The launching process writes requests, rank 0 writes what is agreed, the others only read. Every word is eight
+    aligned bytes and is written at once, so nobody reads half of one; a number is written last of what it counts.
     """
 
     SIZE = 128
-    AGREED_AT = 64
 
     def __init__(self, path: Path, rank: int | None = None, create: bool = False) -> None:
         if create:
             path.write_bytes(b"\0" * self.SIZE)
         with path.open("r+b") as file:
             self.map = mmap.mmap(file.fileno(), self.SIZE)
+        self.words = memoryview(self.map).cast("q")
+        self.rates = memoryview(self.map).cast("d")
         self.rank = rank
-        self.seen_lr = 0
+        self.seen_rates = 0
         if create:
-            self._write_agreed(NEVER, NEVER, 0.0, NEVER, 0)
+            for word in (STOP_AT, PAUSE_AT, RATE_AT):
+                self.words[word] = NEVER
 
     def stop(self) -> None:
         """End the run and keep everything."""
-        _, pause, lr, count = self._request()
-        _REQUEST.pack_into(self.map, 0, 1, pause, lr, count)
+        self.words[STOP] = 1
 
     def pause(self) -> None:
         """Hold the run."""
-        stop, _, lr, count = self._request()
-        _REQUEST.pack_into(self.map, 0, stop, 1, lr, count)
+        self.words[PAUSE] = 1
 
     def resume(self) -> None:
         """Go on after a pause."""
-        stop, _, lr, count = self._request()
-        _REQUEST.pack_into(self.map, 0, stop, 0, lr, count)
+        self.words[PAUSE] = 0
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of all parameter groups."""
-        stop, pause, _, count = self._request()
-        _REQUEST.pack_into(self.map, 0, stop, pause, float(lr), count + 1)
+        self.rates[RATE] = float(lr)
+        self.words[RATES] += 1
+
+    @property
+    def paused(self) -> bool:
+        """Whether a pause was asked for and not yet ended."""
+        return bool(self.words[PAUSE])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.words.release()
+        self.rates.release()
+        self.map.close()
 
     @property
     def pending(self) -> bool:
@@ -118,43 +129,30 @@ class SharedControls:
     @property
     def hurry(self) -> bool:
         """Whether validation should be cut short; ranks may see it at different batches, and agree afterwards."""
-        return bool(self._request()[0])
+        return bool(self.words[STOP])
 
     def at(self, step: int) -> Orders:
         """The orders at the top of a step, equal on all ranks; rank 0 also takes up new requests."""
         if self.rank == 0:
             self._agree(step)
-        stop_at, pause_at, lr, lr_at, count = self._read(_AGREED, self.AGREED_AT)
-        orders = Orders(step >= stop_at, step >= pause_at)
-        if step >= lr_at and count > self.seen_lr:
-            orders.lr, self.seen_lr = lr, count
+        orders = Orders(step >= self.words[STOP_AT], step >= self.words[PAUSE_AT])
+        count = self.words[AGREED_RATES]
+        if count > self.seen_rates and step >= self.words[RATE_AT]:
+            orders.lr, self.seen_rates = self.rates[AGREED_RATE], count
         return orders
 
     def _agree(self, step: int) -> None:
-        stop, pause, new_lr, count = self._request()
-        stop_at, pause_at, lr, lr_at, agreed = self._read(_AGREED, self.AGREED_AT)
-        if stop and stop_at == NEVER:
-            stop_at = step if pause_at <= step else step + 1  # in a pause all ranks look here, at this very step
-        if pause and pause_at == NEVER:
-            pause_at = step + 1
-        if not pause:
-            pause_at = NEVER
-        if count > agreed and (lr_at == NEVER or step > lr_at):  # one at a time: all have the last before the next
-            lr, lr_at, agreed = new_lr, step + 1, count
-        self._write_agreed(stop_at, pause_at, lr, lr_at, agreed)
-
-    def _read(self, fields: struct.Struct, offset: int) -> tuple[Any, ...]:
-        """Fields that another process may be writing: read until two readings agree."""
-        values = fields.unpack_from(self.map, offset)
-        while (again := fields.unpack_from(self.map, offset)) != values:
-            values = again
-        return values
-
-    def _request(self) -> tuple[Any, ...]:
-        return self._read(_REQUEST, 0)
-
-    def _write_agreed(self, stop_at: int, pause_at: int, lr: float, lr_at: int, count: int) -> None:
-        _AGREED.pack_into(self.map, self.AGREED_AT, stop_at, pause_at, lr, lr_at, count)
+        words = self.words
+        if words[STOP] and words[STOP_AT] == NEVER:  # in a pause all ranks look here, at this very step
+            words[STOP_AT] = step if words[PAUSE_AT] <= step else step + 1
+        if not words[PAUSE]:
+            words[PAUSE_AT] = NEVER
+        elif words[PAUSE_AT] == NEVER:
+            words[PAUSE_AT] = step + 1
+        asked = words[RATES]  # one at a time: all have the last before the next
+        if asked > words[AGREED_RATES] and (words[RATE_AT] == NEVER or step > words[RATE_AT]):
+            self.rates[AGREED_RATE], words[RATE_AT] = self.rates[RATE], step + 1
+            words[AGREED_RATES] = asked
 
 
 def wait_while_paused(controls: Controls | SharedControls, step: int) -> Orders:
