@@ -54,6 +54,11 @@ class Result:
         return "".join(m.content["text"] if m.kind == "stream" else m.content["data"]["text/plain"] for m in found)
 
     @property
+    def stderr(self) -> str:
+        """What was printed to stderr: warnings, and IPython's own complaints about a magic."""
+        return "".join(m.content["text"] for m in self.of("stream") if m.content["name"] == "stderr")
+
+    @property
     def displays(self) -> list[dict[str, Any]]:
         """The mime bundles of displays and of their updates, in order."""
         found = self.of("display_data", "update_display_data", "execute_result")

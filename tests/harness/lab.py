@@ -92,7 +92,7 @@ class Lab:
 
     def open(self, browser: Browser, name: str, front_end: Literal["lab", "notebook"] = "lab") -> "NotebookPage":
         """Open a notebook that lies in the server's folder, in a tab of its own."""
-        page = browser.new_context(viewport={"width": 1200, "height": 1000}).new_page()
+        page = browser.new_context(viewport={"width": 1200, "height": 1300}).new_page()
         path = {"lab": f"lab/tree/{name}?reset", "notebook": f"notebooks/{name}"}[front_end]
         page.goto(f"{self.url}/{path}")
         return NotebookPage(page, self.folder / name)
@@ -170,7 +170,8 @@ class NotebookPage:
         """Run a cell with the keyboard, as a person does, and return when it is on its way."""
         before = self.prompt(index).inner_text()
         deadline = time.monotonic() + 60
-        while self.prompt(index).inner_text() == before:  # JupyterLab drops the keys while the kernel is connecting
+        # while the kernel is connecting, JupyterLab drops the keys and may empty the prompt
+        while self.prompt(index).inner_text() in (before, "[ ]:"):
             assert time.monotonic() < deadline, "the cell did not start"
             self.cells.nth(index).locator(".cm-content").click()
             self.page.keyboard.press("Control+Enter")
@@ -201,10 +202,11 @@ class NotebookPage:
             self.page.wait_for_timeout(50)
         return nbformat.read(self.path, as_version=4)
 
-    def screenshot(self, name: str) -> Path:
-        """Keep a picture of the tab among the artifacts."""
+    def screenshot(self, name: str, cell: int | None = None) -> Path:
+        """Keep a picture of the tab, or of one cell, among the artifacts."""
         path = artifacts() / f"{name}.png"
-        self.page.screenshot(path=path)
+        target = self.page if cell is None else self.cells.nth(cell)
+        target.screenshot(path=path)
         return path
 
     def close(self) -> None:
