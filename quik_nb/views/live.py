@@ -36,6 +36,7 @@ STYLE = f"""<style>
 .quik-view b {{ color: var(--jp-content-font-color0, inherit); }}
 .quik-view .quik-curve {{ width: {WIDTH}px; max-width: 100%; min-height: {HEIGHT * 3 // 4}px; }}
 .quik-view .quik-curve svg {{ display: block; }}
+.quik-view .quik-buttons {{ display: flex; flex-flow: row wrap; gap: 2px 6px; align-items: center; }}
 .quik-view .quik-foot {{ font-size: 12px; opacity: .85; }}
 .quik-view .quik-foot label {{ margin-right: 14px; cursor: pointer; }}
 .quik-view .quik-foot input {{ vertical-align: -2px; margin: 0 4px 0 0; }}

@@ -124,7 +124,7 @@ class _Board:
         self.parts |= {kind: HTML(pieces[kind], **shared) for kind in (TABLE, CURVE)}
         self.foot = HTML(foot, _dom_classes=("quik-wide",), **shared)
         self.buttons = buttons
-        row = buttons.widgets if buttons else ()
+        row = [Box(buttons.widgets, _dom_classes=("quik-wide", "quik-buttons"))] if buttons else []
         children = (self.parts[BAR], *row, self.parts[TABLE], self.parts[CURVE], self.foot)
         self._box = Box(children, layout=first.layout, _dom_classes=("quik-view",))
 
@@ -135,13 +135,14 @@ class _Board:
 
     def close(self) -> None:
         """Close every model, their layouts and styles too, so that none is saved with the notebook."""
-        models = {id(model): model for widget in (self._box, *self._box.children) for model in _models(widget)}
-        for model in models.values():
+        for model in {id(model): model for model in _models(self._box)}.values():
             model.close()
 
 
 def _models(widget: Any) -> list[Any]:
-    return [widget, widget.layout, *([widget.style] if hasattr(widget, "style") else [])]
+    """A widget with all that it is made of."""
+    own = [widget, widget.layout, *([widget.style] if hasattr(widget, "style") else [])]
+    return own + [model for child in getattr(widget, "children", ()) for model in _models(child)]
 
 
 def _ends_pause(event: Event) -> bool:
