@@ -101,6 +101,8 @@ def place(request: Request, machine: Machine) -> Placement:
     devices = _devices(request.device, kind, processes, machine)
     in_process = processes == 1 and not request.background
     threads = None if in_process else max(1, machine.cpus // processes)
+    if request.start_method == "fork" and threads is not None:
+        threads = 1  # a plain fork of a process with a started thread pool hangs with more
     if not in_process:
         _check_start(request.start_method, machine)
     return Placement(

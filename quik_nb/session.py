@@ -19,6 +19,7 @@ from quik_nb.arguments import settings_from
 from quik_nb.errors import CheckpointError, RecipeError, suggest
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
+from quik_nb.launch.server import warm_up
 from quik_nb.launch.start import launch
 from quik_nb.placement import Machine, Placement, Request, place
 from quik_nb.recipe import Recipe, Scheduler, Spec
@@ -67,6 +68,8 @@ class QuikSession:
         self._listeners: list[tuple[str, Callable[[Any], None]]] = []
         self._run: Run | None = None
         self._forget()
+        if Machine.detect().gpus > 1 or self.settings.processes not in ("auto", 1):
+            warm_up()  # workers are likely, and a server that is ready saves their first start two seconds
 
     @classmethod
     def from_args(cls, namespace: Namespace) -> "QuikSession":
@@ -267,7 +270,7 @@ class QuikSession:
         if self._folder is None:
             parts = ["run", self._files.date, time.strftime("%H%M%S"), settings.name]
             self._folder = _unused(self._files.folder / "_".join(filter(None, parts)))
-        return Saver(self._files, self._folder, weights=True, keep=settings.keep)
+        return Saver(self._folder, self._files, keep=settings.keep)
 
     def _settle(self, started: Launch) -> None:
         """Take the state of the last row home, however the run ended."""
@@ -277,6 +280,8 @@ class QuikSession:
         assert self._recipe.model is not None
         self._recipe.model.load_state_dict(outcome.weights)
         self._progress = outcome.progress
+        if outcome.row is not None and (not self._history.rows or self._history.rows[-1].epoch < outcome.row.epoch):
+            self._history.add(outcome.row)
         for row in self._history:
             path = self._files.weights(row.epoch)
             if self._folder is not None and row.epoch not in self._stamps and path.exists():

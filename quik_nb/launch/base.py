@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-from quik_nb.events import Event
+from quik_nb.events import Event, Row
 from quik_nb.training.controls import Controls, SharedControls
 from quik_nb.training.trainer import Progress
 
@@ -13,6 +13,8 @@ class Outcome(NamedTuple):
 
     weights: dict[str, Any]
     progress: Progress
+    row: Row | None = None
+    """that last row, which a worker that was killed may have kept and not have told of"""
 
 
 class Launch(Protocol):

@@ -2,6 +2,7 @@
 
 from quik_nb.launch.base import Launch
 from quik_nb.launch.inprocess import InProcess
+from quik_nb.launch.workers import Workers
 from quik_nb.placement import Placement
 from quik_nb.training.saver import Saver
 from quik_nb.training.trainer import Job
@@ -9,4 +10,6 @@ from quik_nb.training.trainer import Job
 
 def launch(job: Job, placement: Placement, saver: Saver | None) -> Launch:
     """Start a training; iterate over what comes back for its events."""
-    return InProcess(job, placement.devices[0], saver)
+    if placement.in_process:
+        return InProcess(job, placement.devices[0], saver)
+    return Workers(job, placement, saver)

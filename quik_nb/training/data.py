@@ -8,6 +8,9 @@ Covered: tensors in memory, map-style datasets and loaders with samplers of thei
 Not covered: streams whose ranks read different data by themselves (they are dealt out again, so each rank reads all).
 """
 
+import ctypes
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,6 +30,9 @@ CHUNK_BYTES = 64 * 2**20
 
 EVAL_BYTES = 2**20
 """Validation takes as many rows into one forward as fit here (at least the training batch)."""
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that a process gets when its parent dies."""
 
 DEVICE_SHARE = 0.4
 """Data stays on a GPU if it takes at most this part of the memory that is free there."""
@@ -269,10 +275,13 @@ def _loader(dataset: Any, options: Any, **how: Any) -> DataLoader[Any]:
 
 
 def _ignore_interrupt(user: Any, worker: int) -> None:
-    """Jupyter's interrupt reaches the whole process group; the training ends loading workers itself."""
-    import signal
+    """Jupyter's interrupt reaches the whole process group; the training ends loading workers itself.
 
+    One whose rank was killed would look for it every five seconds only, so on Linux the kernel is asked to tell it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if user is not None:
         user(worker)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quik_nb.errors import CheckpointError
+from quik_nb.events import Row
 from quik_nb.training.checkpoint import Files, read, write
 from quik_nb.training.trainer import Progress, Trainer
 
@@ -24,11 +25,10 @@ class Saver:
     Picklable, so that it works on rank 0 of workers as well.
     """
 
-    files: Files
     folder: Path
     """the run folder: history and checkpoint"""
-    weights: bool = True
-    """save the weights of each epoch under their conventional name"""
+    files: Files | None = None
+    """the names under which the weights of each epoch are saved; None for the checkpoint alone"""
     keep: int | None = None
     """number of newest epochs whose weights stay, beside the best; None for all"""
     every_epoch: bool = False
@@ -40,53 +40,54 @@ class Saver:
     def begin(self, trainer: Trainer) -> None:
         """Before the first step: the folder, and the weights that a new training starts from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.weights and trainer.epoch == 0 and trainer.step_in_epoch == 0:
+        if self.files is not None and trainer.epoch == 0 and trainer.step_in_epoch == 0:
             write(trainer.model.state_dict(), self.files.weights("orig"))
 
     def __call__(self, trainer: Trainer) -> None:
-        whole = trainer.row.share == 1.0
-        if self.weights:
+        row = trainer.row
+        assert row is not None  # this is called at the end of a row
+        whole = row.share == 1.0
+        if self.files is not None:
             if whole:
-                self._write_weights(trainer)
+                self._write_weights(trainer, row, self.files)
             with (self.folder / HISTORY).open("a") as file:
-                file.write(json.dumps(asdict(trainer.row)) + "\n")
+                file.write(json.dumps(asdict(row)) + "\n")
         if not whole or self.every_epoch or time.monotonic() >= self._due:
             self.checkpoint(trainer)
 
-    def _write_weights(self, trainer: Trainer) -> None:
-        epoch = trainer.row.epoch
-        write(trainer.model.state_dict(), self.files.weights(epoch))
+    def _write_weights(self, trainer: Trainer, row: Row, files: Files) -> None:
+        epoch = row.epoch
+        write(trainer.model.state_dict(), files.weights(epoch))
         self.written.append(epoch)
-        row = trainer.row
         if (row.train_loss if row.valid_loss is None else row.valid_loss) <= trainer.best:
             self._best = epoch
         if self.keep is not None:
             for old in [e for e in self.written[: -self.keep] if e != self._best]:
-                self.files.weights(old).unlink(missing_ok=True)
+                files.weights(old).unlink(missing_ok=True)
                 self.written.remove(old)
 
     def checkpoint(self, trainer: Trainer) -> None:
         """Write the whole state, and decide when the next may be due."""
         start = time.monotonic()
-        write_checkpoint(self.folder, trainer.model.state_dict(), trainer.progress())
+        write_checkpoint(self.folder, trainer.model.state_dict(), trainer.progress(), trainer.row)
         now = time.monotonic()
         self._due = now + (now - start) / CHECKPOINT_SHARE
 
 
-def write_checkpoint(folder: Path, weights: dict[str, Any], progress: Progress) -> None:
-    """Write weights and progress as one file that a training can go on from."""
+def write_checkpoint(folder: Path, weights: dict[str, Any], progress: Progress, row: Row | None) -> None:
+    """Write weights, progress and the last row as one file that a training can go on from."""
     state = {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
-    write({"model": weights, "progress": state}, folder / CHECKPOINT)
+    write({"model": weights, "progress": state, "row": row and asdict(row)}, folder / CHECKPOINT)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress]:
-    """Weights and progress of a run folder.
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, Row | None]:
+    """Weights, progress and last row of a run folder.
 
     Raises:
         CheckpointError: there is no whole checkpoint there.
     """
     state = read(folder / CHECKPOINT)
     try:
-        return state["model"], Progress(**state["progress"])
+        return state["model"], Progress(**state["progress"]), state["row"] and Row(**state["row"])
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is no checkpoint of this version of quik_nb: {error}.") from error

@@ -31,7 +31,7 @@ from quik_nb.training.controls import Controls, SharedControls, wait_while_pause
 from quik_nb.training.data import Batch, batches
 from quik_nb.training.evaluate import Evaluation, autocast
 from quik_nb.training.metrics import LossMeter
-from quik_nb.training.step import Step
+from quik_nb.training.step import TINY, Step
 from quik_nb.training.world import World
 
 BEAT_SECONDS = 0.1
@@ -52,7 +52,8 @@ class Progress:
     """lowest score of an epoch so far"""
     loss_sum: float = 0.0
     """of the samples trained in the unfinished epoch"""
-    loss_count: int = 0
+    loss_count: float = 0.0
+    """what that is divided by: samples, or what the criterion counts instead"""
     seconds: float = 0.0
     """spent in the unfinished epoch"""
     optimizer: dict[str, Any] | None = None
@@ -107,17 +108,22 @@ class Trainer:
         self.job, self.recipe, self.settings, self.world = job, recipe, settings, world
         self.controls, self.keep, self.clock = controls or Controls(), keep, clock
         self.model = recipe.model.to(world.device)
+        self.model.zero_grad()  # of a backward pass that the user tried by hand
         self.batches = batches(recipe.train, settings.batch_size, world, shuffle=True, parts=settings.accumulate)
         self.net = self._wrap(self.model)
         self.optimizer = make_optimizer(recipe, self.model)
         self._make_schedule(job)
         self.dtype = resolve_precision(settings.precision, world.device)
         self.scaler = self._make_scaler()
-        self.step = Step(recipe, world.device)
+        self.step = Step(recipe, world.device, recipe.train)
+        self.valid_step = Step(recipe, world.device)
+        self.in_parts = world.is_ddp or settings.accumulate > 1
+        self.counted: float | Tensor = 0.0
         self.outbox: deque[Event] = deque()
         self.emit: Callable[[Event], None] = self.outbox.append
         self.epoch, self.step_in_epoch, self.steps_done = job.progress.epoch, job.progress.step, 0
         self.batch: Batch | None = None
+        self.row: Row | None = None
         self._load(job.progress)
 
     # ------------------------------------------------------------------ set-up
@@ -144,12 +150,12 @@ class Trainer:
             self.optimizer.load_state_dict(progress.optimizer)
             if fresh:
                 self._forget_schedule()
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        groups = [dict(group) for group in self.optimizer.param_groups]
         self.scheduler = make_scheduler(self.recipe, self.optimizer, span, self.batches.steps)
         if self.scheduler is not None and progress.scheduler is not None and not fresh:
             self.scheduler.load_state_dict(progress.scheduler)
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate  # a scheduler sets the first rate of its plan when it is made
+            for group, before in zip(self.optimizer.param_groups, groups, strict=True):
+                group.update(before)  # a scheduler sets rate and momentum to the start of its plan when it is made
 
     def _forget_schedule(self) -> None:
         """Take the rates back to where the optimizer's class would start them, for a new plan."""
@@ -185,9 +191,9 @@ class Trainer:
             for _ in self.iter_epochs():
                 for data in self.loader("train"):
                     with self.autocast():
-                        loss = self.step(self.net, data).loss
-                    self.backward(loss)
-                    self.add_loss(loss)
+                        result = self.step(self.net, data)
+                    self.backward(result.loss, result.count)
+                    self.add_loss(result.loss, result.count)
                     while self.outbox:
                         yield self.outbox.popleft()
                 yield from self.finish_epoch()
@@ -232,9 +238,12 @@ class Trainer:
             rng.restore(self.generators[self.world.rank])
             self.generators = None
         fresh = True
-        for batch in walk:
-            if fresh and self.controls.pending:
-                self._obey()
+        while True:
+            if fresh and self.controls.pending and self.step_in_epoch != self.batches.steps:
+                self._obey()  # before the next batch is drawn: what it takes of the random numbers must not be lost
+            batch = next(walk, None)
+            if batch is None:
+                return
             if self.world.is_ddp:
                 self.net.require_backward_grad_sync = batch.last  # type: ignore[assignment]  # as no_sync() does
             self.batch = batch
@@ -250,15 +259,19 @@ class Trainer:
         """The context of a forward pass: mixed precision where the recipe asks for it, nothing otherwise."""
         return autocast(self.world.device, self.dtype)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, count: Tensor | None = None) -> None:
         """Gradients of the loss, weighted by this batch's share of the step; after the last micro-batch, the step.
 
         DDP averages gradients over ranks, so a rank's mean loss counts samples * ranks / samples of the whole step.
+
+        Args:
+            loss: of the current batch.
+            count: what it is a mean over, as in `StepResult`; None for the samples.
         """
         batch = self.batch
         assert batch is not None
-        weight = self._weight(batch)
-        if weight != 1.0:
+        weight = self._weight(batch) if count is None else self._count(batch, count)
+        if isinstance(weight, Tensor) or weight != 1.0:
             loss = loss * weight
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
@@ -271,8 +284,26 @@ class Trainer:
             return float(self.world.world_size * (batch.samples > 0))
         return batch.samples * self.world.world_size / batch.total
 
+    def _count(self, batch: Batch, count: Tensor) -> float | Tensor:
+        """The weight of a loss whose share is not known before the whole step is computed: divided out afterwards."""
+        if not self.in_parts:
+            return 1.0
+        count = count * (batch.samples > 0)
+        self.counted = self.counted + count.to(self.meter.sum.dtype)
+        return count * self.world.world_size
+
+    def _divide(self) -> None:
+        """Divide the gradients by what the losses of all micro-batches and ranks count (all ranks participate)."""
+        if isinstance(self.counted, Tensor):
+            total = self.world.sum(self.counted)
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= total.clamp(min=TINY)
+            self.counted = 0.0
+
     def _update(self) -> None:
         settings = self.settings
+        self._divide()
         if settings.clip_norm is not None or settings.clip_value is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -289,13 +320,13 @@ class Trainer:
         if self.scheduler is not None and self.recipe.scheduler is not None and self.recipe.scheduler.per_batch:
             self.scheduler.step()
 
-    def add_loss(self, loss: Tensor) -> None:
-        """Count the loss of the current batch towards the epoch's mean."""
+    def add_loss(self, loss: Tensor, count: Tensor | None = None) -> None:
+        """Count the loss of the current batch towards the epoch's mean; arguments as for `backward`."""
         batch = self.batch
         assert batch is not None
         if self.step.sums and batch.samples:
             loss = loss.detach() / batch.samples
-        self.meter.add(loss, batch.samples)
+        self.meter.add(loss, batch.samples if count is None else count * (batch.samples > 0))
 
     def _obey(self) -> None:
         before = self.clock()
@@ -342,7 +373,7 @@ class Trainer:
         """Fill in `valid_loss` and metrics; nothing where there is no validation split, or a stop cuts it short."""
         if self.recipe.valid is None:
             return
-        evaluation = Evaluation(self.recipe, self.model, self.step, self.world, self.autocast)
+        evaluation = Evaluation(self.recipe, self.model, self.valid_step, self.world, self.autocast)
         for done, steps in evaluation.over(self.recipe.valid):
             if self.controls.pending and self.controls.hurry:
                 evaluation.cut = True
@@ -411,7 +442,7 @@ class Trainer:
                 f"Epoch {self.epoch} had no samples: the training data came out empty; "
                 f"pass a stream that starts anew for each epoch (a Dataset, not an exhausted iterator)."
             )
-        self.loss_sum, self.loss_count = loss, int(count)
+        self.loss_sum, self.loss_count = loss, count
         metrics = {name: value for name, value in values.items() if name != "valid_loss"}
         lr = float(self.optimizer.param_groups[0]["lr"])
         return Row(self.epoch, loss / count, values.get("valid_loss"), self.clock() - self.started, lr, metrics, share)
@@ -447,6 +478,6 @@ class Trainer:
             state,
             loss_sum=self.loss_sum,
             loss_count=self.loss_count,
-            seconds=self.row.time,
+            seconds=self.row.time if self.row is not None else 0.0,
             generators=self.states,
         )

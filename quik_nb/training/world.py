@@ -1,4 +1,4 @@
-"""Who am I among the ranks: joining, leaving, summing.
+"""Who am I among the ranks: joining and summing.
 
 A `World` of one rank does no communication at all, so the loop has no branch for it.
 """
@@ -79,10 +79,3 @@ def join(rank: int, world_size: int, device: str, backend: str, meeting: Path, t
             timeout=timedelta(seconds=timeout),
         )
     return World(rank, world_size, rank, torch.device(device))
-
-
-def leave() -> None:
-    """Leave after success (all ranks participate); without the barrier gloo sometimes aborts the process at exit."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()

@@ -1,0 +1,179 @@
+"""One file carries a run to its workers: everything by value, tensors mapped into memory, one copy for all of them.
+
+A file rather than shared memory, because `/dev/shm` has 64 MB in many containers and ends in a bus error when it is
+full. The samples are a file of their own, which is not written again as long as they did not change.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import Tensor, nn
+
+from quik_nb.errors import RecipeError
+from quik_nb.sources import Source, Tensors
+from quik_nb.training.trainer import Job
+
+SPLITS = ("train", "valid", "test")
+PREFIX = "quik_nb_"
+
+
+class Scratch:
+    """The private folder of this process for what workers read; gone with the process, or swept by the next one."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._data: tuple[Path, object, tuple[Source | None, ...]] | None = None
+
+    def folder(self) -> Path:
+        """A folder that only this user can read."""
+        if self.path is None or not self.path.exists() or not self.path.name.startswith(f"{PREFIX}{os.getpid()}_"):
+            _sweep()
+            self.path, self._data = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_")), None
+            atexit.register(shutil.rmtree, self.path, ignore_errors=True)
+        return self.path
+
+    def data(self, job: Job) -> Path:
+        """The file with the job's samples; the last one is used again while nothing in it changed."""
+        sources = tuple(getattr(job.recipe, split) for split in SPLITS)
+        print_now = fingerprint(sources)
+        folder = self.folder()
+        if self._data is not None and print_now is not None and self._data[1] == print_now:
+            return self._data[0]
+        if self._data is not None:
+            self._data[0].unlink(missing_ok=True)
+        path = folder / f"data_{os.urandom(4).hex()}.pt"
+        save({split: compact(source) for split, source in zip(SPLITS, sources, strict=True)}, path, "session")
+        self._data = path, print_now, sources  # holding the sources keeps their memory from being given to others
+        return path
+
+
+SCRATCH = Scratch()
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*_*"):
+        with suppress(OSError, ValueError):  # of another user, or gone already
+            pid = int(folder.name.removeprefix(PREFIX).split("_")[0])
+            if folder.stat().st_uid == os.getuid() and not _alive(pid):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def fingerprint(sources: tuple[Source | None, ...]) -> object:
+    """What changes when the samples change; None where that cannot be told, as for a dataset's own class.
+
+    torch counts the changes that go through it. Memory shared with arrays is summed up, at about a second per GB.
+    """
+    marks: list[object] = []
+    for source in sources:
+        if source is None:
+            marks.append(None)
+        elif isinstance(source, Tensors):
+            for tensor in (*source.tensors, *([] if source.rows is None else [source.rows])):
+                marks.append((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version))
+                if source.from_numpy:
+                    marks.append(zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data))
+        else:
+            return None
+    return tuple(marks)
+
+
+def compact(source: Source | None) -> Source | None:
+    """The source without the rest of a larger tensor that its tensors are views of."""
+    if not isinstance(source, Tensors):
+        return source
+    return replace(source, tensors=tuple(_own_storage(t.cpu()) for t in source.tensors))
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    whole = tensor.untyped_storage().nbytes()
+    return tensor.clone() if whole > 2 * tensor.numel() * tensor.element_size() else tensor
+
+
+def save(value: Any, path: Path, name: str) -> None:
+    """Write anything by value; what cannot travel is named by its path.
+
+    Raises:
+        RecipeError: something in it cannot be pickled.
+    """
+    try:
+        torch.save(value, path, pickle_module=cloudpickle)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        where, culprit = next(_culprits(value, name), (name, value))
+        raise RecipeError(
+            f"{where} is a {type(culprit).__name__}, which cannot be sent to a worker ({error}): make it inside the "
+            f"function that needs it, leave it out in __getstate__, or type start_method='fork', which sends nothing."
+        ) from error
+
+
+def _culprits(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The innermost parts that cannot be pickled, with their paths."""
+    if depth > 8 or isinstance(value, Tensor) or _pickles(value):
+        return
+    found = False
+    for label, part in _parts(value):
+        for culprit in _culprits(part, f"{path}{label}", depth + 1):
+            found = True
+            yield culprit
+    if not found:
+        yield path, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]" if not isinstance(key, str) else f".{key}", part) for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{i}]", part) for i, part in enumerate(value))
+    elif is_dataclass(value):
+        yield from ((f".{f.name}", getattr(value, f.name)) for f in fields(value))
+    elif isinstance(value, nn.Module):
+        yield from ((f".{name}", part) for name, part in value.named_children())
+        yield from ((f".{name}", part) for name, part in vars(value).items() if not name.startswith("_"))
+    elif hasattr(value, "__closure__"):
+        names = value.__code__.co_freevars
+        yield from ((f" (its {n})", c.cell_contents) for n, c in zip(names, value.__closure__ or (), strict=True))
+        yield from ((f" (its {n})", value.__globals__[n]) for n in value.__code__.co_names if n in value.__globals__)
+    elif hasattr(value, "__dict__"):
+        yield from ((f".{name}", part) for name, part in vars(value).items())
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # any reason makes it a culprit
+        return False
+    return True
+
+
+def write_job(job: Job, folder: Path) -> None:
+    """Write all of a job but its samples."""
+    recipe = replace(job.recipe, train=None, valid=None, test=None)
+    save(replace(job, recipe=recipe), folder / "job.pt", "session")
+
+
+def read_job(folder: Path, data: Path) -> Job:
+    """The job that was written, its tensors mapped and shared by all who read it; written to, a page is one's own."""
+    job: Job = torch.load(folder / "job.pt", map_location="cpu", mmap=True, weights_only=False)
+    sources = torch.load(data, map_location="cpu", mmap=True, weights_only=False)
+    return replace(job, recipe=replace(job.recipe, **sources))

@@ -1,0 +1,208 @@
+"""Training in worker processes: started, listened to, and ended whatever happens.
+
+The same generator runs in each worker as in this process. Rank 0's events come home through a pipe; its state comes
+home as a checkpoint file that it writes before it sends the event that tells of it.
+"""
+
+import os
+import pickle
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from quik_nb.errors import WorkerError
+from quik_nb.events import Event, RunEnd
+from quik_nb.launch.base import Outcome
+from quik_nb.launch.bundle import SCRATCH, write_job
+from quik_nb.launch.failure import Failure, as_error, killed, root_cause
+from quik_nb.launch.server import context, hidden_main
+from quik_nb.launch.worker import DONE, Errand, work
+from quik_nb.placement import Placement
+from quik_nb.training.checkpoint import stamp
+from quik_nb.training.controls import SharedControls
+from quik_nb.training.saver import CHECKPOINT, Saver, read_checkpoint
+from quik_nb.training.trainer import Job
+
+GRACE_SECONDS = 2.0
+"""How long the error of a lost connection waits for the error that caused it."""
+
+
+class Workers:
+    """A training in worker processes.
+
+    Args:
+        job: what to train.
+        placement: where; one worker for each of its devices.
+        saver: writes files at each epoch's end; None for none but the state that comes home.
+    """
+
+    def __init__(self, job: Job, placement: Placement, saver: Saver | None) -> None:
+        self.job, self.placement = job, placement
+        self.folder = SCRATCH.folder() / f"run_{os.urandom(4).hex()}"
+        self.folder.mkdir()
+        self.controls = SharedControls(self.folder / "controls", create=True)
+        self.saver = saver or Saver(self.folder)
+        self.saver.every_epoch = True
+        self._before = self._checkpoint_stamp()
+        self._processes: list[BaseProcess] = []
+        self._homes: dict[Connection, int] = {}
+        self._outcome: Outcome | None = None
+        self._failures: list[Failure] = []
+        self._done: set[int] = set()
+        self._closed = False
+        self._events = self._run()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self._events
+
+    # ------------------------------------------------------------------ starting
+
+    def _start(self) -> None:
+        settings, placement = self.job.recipe.settings, self.placement
+        by_fork = placement.start_method == "fork"
+        if not by_fork:
+            write_job(self.job, self.folder)
+        errand = Errand(
+            rank=0,
+            devices=placement.devices,
+            backend=placement.backend,
+            threads=placement.threads or 1,
+            folder=self.folder,
+            data=None if by_fork else SCRATCH.data(self.job),
+            saver=self.saver,
+            timeout=settings.timeout,
+            prints=True,
+            environment=dict(os.environ),
+            job=self.job if by_fork else None,
+        )
+        started = context(placement.start_method)
+        with hidden_main():
+            for rank in range(placement.processes):
+                mine, theirs = started.Pipe(duplex=False)
+                prints = rank == 0 or settings.output == "all"
+                process = started.Process(  # type: ignore[attr-defined]
+                    target=work, args=(replace(errand, rank=rank, prints=prints), theirs), name=f"quik_nb rank {rank}"
+                )
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+                self._homes[mine] = rank
+
+    # ------------------------------------------------------------------ listening
+
+    def _run(self) -> Iterator[Event]:
+        self._start()
+        last: RunEnd | None = None
+        heard = time.monotonic()
+        while len(self._done) < self.placement.processes:
+            messages = list(self._receive(timeout=0.5))
+            if messages or self.controls.paused:
+                heard = time.monotonic()
+            for message in messages:
+                if isinstance(message, RunEnd):
+                    last = message  # told when all ranks have come to their end
+                else:
+                    yield message
+            if self._failures:
+                yield from self._gather_failures()
+                raise as_error(root_cause(self._failures), self.placement.processes)
+            if time.monotonic() - heard > self.job.recipe.settings.timeout:
+                raise self._hanging()
+        if last is not None:
+            yield last
+
+    def _receive(self, timeout: float) -> Iterator[Event]:
+        """What the ranks sent, and notes of their failures, within some seconds at most."""
+        ends = {process.sentinel: rank for rank, process in enumerate(self._processes)}
+        waiting = [s for s, rank in ends.items() if rank not in self._done and not self._has_failed(rank)]
+        ready = wait([*self._homes, *waiting], timeout)
+        for home in [r for r in ready if isinstance(r, Connection)]:
+            yield from self._drain(home)
+        for end in [r for r in ready if isinstance(r, int)]:
+            rank = ends[end]
+            for home in [h for h, owner in self._homes.items() if owner == rank]:
+                yield from self._drain(home)  # its last words may have come after the wait
+            if rank not in self._done and not self._has_failed(rank):
+                self._processes[rank].join()
+                self._failures.append(killed(rank, self._processes[rank].exitcode or 0))
+
+    def _drain(self, home: Connection) -> Iterator[Event]:
+        rank = self._homes[home]
+        try:
+            while home.poll():
+                message: Any = home.recv()
+                if message == DONE:
+                    self._done.add(rank)
+                elif isinstance(message, Failure):
+                    self._failures.append(message)
+                else:
+                    yield message
+        except (
+            EOFError,
+            ConnectionResetError,
+            pickle.UnpicklingError,
+        ):  # the worker's end; its sentinel tells the rest
+            self._homes.pop(home)
+            home.close()
+
+    def _has_failed(self, rank: int) -> bool:
+        return any(failure.rank == rank for failure in self._failures)
+
+    def _gather_failures(self) -> Iterator[Event]:
+        """Wait a moment for the failure behind a lost connection."""
+        until = time.monotonic() + GRACE_SECONDS
+        while root_cause(self._failures).secondary and time.monotonic() < until:
+            if len(self._failures) + len(self._done) == self.placement.processes:
+                break
+            yield from self._receive(timeout=0.1)
+
+    def _hanging(self) -> WorkerError:
+        """The error of workers that gave no sign of life: where each rank stands."""
+        stacks = []
+        for rank, process in enumerate(self._processes):
+            path = self.folder / f"stack_{rank}"
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGUSR1)
+            until = time.monotonic() + 1.0
+            while not path.stat().st_size and time.monotonic() < until:
+                time.sleep(0.02)
+            stacks.append(f"Rank {rank} of {self.placement.processes} stands here:\n{path.read_text()}")
+        seconds = self.job.recipe.settings.timeout
+        return WorkerError(
+            f"The workers gave no sign of life for {seconds:g} seconds, so they were ended; the state of the last row "
+            f"is kept. A rank that waits in a collective or in backward waits for another one. "
+            f"If a step may take longer, type QuikSession(timeout={2 * seconds:g}).\n" + "\n".join(stacks)
+        )
+
+    # ------------------------------------------------------------------ ending
+
+    def close(self) -> None:
+        """End all workers, take the state home, and remove the run's private folder."""
+        if self._closed:
+            return
+        self._closed = True
+        self._events.close()  # type: ignore[attr-defined]
+        for process in self._processes:  # those that are done wait for this, the others have nothing left to say
+            process.kill()
+        for process in self._processes:
+            process.join()
+            process.close()
+        for home in self._homes:
+            home.close()
+        if self._checkpoint_stamp() not in (None, self._before):
+            self._outcome = Outcome(*read_checkpoint(self.saver.folder))
+        self.controls.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _checkpoint_stamp(self) -> tuple[int, int] | None:
+        path = self.saver.folder / CHECKPOINT
+        return stamp(path) if path.exists() else None
+
+    def outcome(self) -> Outcome | None:
+        """The state of the last row; None where no row was finished."""
+        return self._outcome
