@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from quik_nb.events import EpochEnd, Event, Printed, Row, RunEnd, RunStart, StepEnd, WorkerFailure
 from quik_nb.history import History
-from quik_nb.views.format import number
 from quik_nb.views.printed import Printer
 from quik_nb.views.progress import Progress
 from quik_nb.views.table import aligned, cells, header, starred
@@ -80,12 +79,13 @@ class TextView:
         err = self._err or sys.stderr
         if not err.isatty():
             return
-        if self._bar is not None and (self._bar.n > event.step or self._bar.total != event.steps):
-            self._end_bar()  # another epoch, or the validation
+        if self._bar is not None and self._bar.total != event.steps:
+            self._end_bar()  # the validation, whose steps are others
         if self._bar is None:
-            self._bar = _bar(event, err)
-        self._bar.set_postfix_str(f"train loss {number(event.loss)}", refresh=False)
-        self._bar.update(event.step - self._bar.n)
+            self._bar = _bar(event.steps, err)
+        self._bar.set_description_str(self._progress.status(), refresh=False)
+        self._bar.n = event.step
+        self._bar.refresh()
 
     def _end_bar(self) -> None:
         if self._bar is not None:
@@ -93,9 +93,10 @@ class TextView:
             self._bar = None
 
 
-def _bar(event: StepEnd, err: TextIO) -> "tqdm[Any]":
+def _bar(steps: int | None, err: TextIO) -> "tqdm[Any]":
     from tqdm import tqdm
 
-    doing = f"epoch {event.epoch}" + (", validating" if event.phase == "valid" else "")
-    bar: tqdm[Any] = tqdm(total=event.steps, desc=doing, unit="step", file=err, leave=False, dynamic_ncols=True)
+    # the words are those of the other views; steps come some ten times a second at most, so each is drawn
+    form = "{percentage:3.0f}% |{bar:24}| {desc}"
+    bar: tqdm[Any] = tqdm(total=steps, bar_format=form, file=err, leave=False, dynamic_ncols=True, mininterval=0)
     return bar

@@ -1,0 +1,238 @@
+"""The curve: a pure function of the rows, as SVG, as PNG and as a figure."""
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from subprocess import run
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from quik_nb.events import Mark, Row, StepEnd
+from quik_nb.history import History
+from quik_nb.views import picture
+from quik_nb.views.axis import Axis, log_ticks
+from quik_nb.views.curve import svg
+from quik_nb.views.figure import figure
+from quik_nb.views.picture import Dot, Line, Word
+from quik_nb.views.raster import png
+
+Make = Callable[..., Any]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def words(drawn: picture.Picture) -> list[str]:
+    """All words of a picture."""
+    return [shape.text for shape in drawn.shapes if isinstance(shape, Word)]
+
+
+def lines(drawn: picture.Picture, role: str) -> list[Line]:
+    """The data lines of a role, without the sample in the legend."""
+    return [
+        shape for shape in drawn.shapes if isinstance(shape, Line) and shape.role == role and shape.points[0][1] > 20
+    ]
+
+
+def test_the_svg_is_well_formed_and_told_in_words(make_history: Make) -> None:
+    """It is XML, an image to a screen reader, and its title says the last and the best value."""
+    tree = ElementTree.fromstring(svg(make_history(8), scales=("linear", "log")))
+
+    assert "img" == tree.get("role")
+    title = tree.findtext(f"{SVG}title")
+    assert "Loss curve over 8 epochs; last train loss 0.2500, valid loss 1.0700; best epoch 5 with 0.1667" == title
+    assert title == tree.get("aria-label")
+    assert ["quik-linear", "quik-log"] == [group.get("class") for group in tree.iter(f"{SVG}g")]
+
+
+def test_every_epoch_is_a_point_and_the_best_has_a_ring(make_history: Make) -> None:
+    """Train and valid have a point per epoch, and the ring stands on the best one."""
+    drawn = picture.picture(make_history(8))
+    (train,), (valid,) = lines(drawn, "train"), lines(drawn, "valid")[:1]
+    ring = next(shape for shape in drawn.shapes if isinstance(shape, Dot) and not shape.filled)
+
+    assert (8, 8) == (len(train.points), len(valid.points))
+    assert valid.points[5] == (ring.x, ring.y)
+
+
+def test_axes_and_legend_have_words(make_history: Make) -> None:
+    """The axes say what they measure, and the legend names the lines and the best epoch."""
+    drawn = words(picture.picture(make_history(8)))
+
+    assert {"loss", "epoch", "train", "valid", "best 0.1667, epoch 5", "accuracy 0.889"} <= set(drawn)
+    assert "loss (log)" in words(picture.picture(make_history(8), log=True))
+
+
+def test_the_first_epoch_is_not_empty() -> None:
+    """Before the first row the live losses are drawn, half an epoch before the place of its row."""
+    history = History()
+    for step in range(1, 6):
+        history.record(StepEnd(0, step, 10, 2.0 - step / 10, 50.0))
+
+    (live,) = lines(picture.picture(history, epochs=3), "live")
+
+    assert 5 == len(live.points)
+
+
+def test_an_empty_history_is_a_picture_too() -> None:
+    """With nothing to draw there are axes and a sentence."""
+    assert "no epoch finished yet" in svg(History(), epochs=5)
+    assert png(History()).startswith(b"\x89PNG")
+
+
+def test_marks_stand_where_they_happened(make_history: Make) -> None:
+    """A mark at the start of epoch 3 stands between the points of epochs 2 and 3, with its words."""
+    history = make_history(8)
+    history.record(Mark(3.0, "lr 0.0003"))
+    drawn = picture.picture(history)
+    (train,) = lines(drawn, "train")
+    (mark,) = [shape for shape in drawn.shapes if isinstance(shape, Line) and shape.dashed]
+
+    assert pytest.approx((train.points[2][0] + train.points[3][0]) / 2) == mark.points[0][0]
+    assert "lr 0.0003" in words(drawn)
+
+
+def test_many_marks_stay_few(make_history: Make) -> None:
+    """A learning rate that changes each epoch does not cover the picture."""
+    history = make_history(500)
+    for epoch in range(500):
+        history.record(Mark(float(epoch), f"lr {epoch}"))
+    drawn = picture.picture(history)
+
+    assert picture.MARKS == len([shape for shape in drawn.shapes if isinstance(shape, Line) and shape.dashed])
+    assert ["lr 496", "lr 497", "lr 498", "lr 499"] == [word for word in words(drawn) if word.startswith("lr")]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_gap_is_a_gap(make_row: Make, value: float | None) -> None:
+    """A loss that is no number cuts the line, and does not move the axis."""
+    rows = [make_row(epoch) for epoch in range(6)]
+    rows[3] = make_row(3, valid_loss=value)
+    pieces = lines(picture.picture(History([Row(**_fields(row, metrics={})) for row in rows])), "valid")
+
+    assert [3, 2] == [len(line.points) for line in pieces]
+
+
+def _fields(row: Row, **changes: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__} | changes
+
+
+def test_a_log_scale_passes_over_what_it_cannot_show(make_row: Make) -> None:
+    """Losses of zero and below are left out of a logarithmic curve, which is drawn all the same."""
+    history = History([make_row(epoch, train_loss=1.0 - epoch, valid_loss=None, metrics={}) for epoch in range(4)])
+
+    assert [] == lines(picture.picture(history, log=True), "train")
+    assert 4 == len(lines(picture.picture(history), "train")[0].points)
+
+
+def test_a_constant_loss_has_an_axis(make_row: Make) -> None:
+    """Values that are all the same do not divide by zero, on either scale."""
+    for loss in (0.0, 3.0):
+        history = History(
+            [make_row(epoch, train_loss=loss, valid_loss=loss, metrics={"m": loss}) for epoch in range(3)]
+        )
+        ElementTree.fromstring(svg(history, scales=("linear", "log")))
+
+
+def test_names_cannot_break_out(make_row: Make) -> None:
+    """Metric names and marks are text in the SVG, whatever they hold."""
+    history = History([make_row(epoch, metrics={"</g><b>": 0.5}) for epoch in range(3)])
+    history.record(Mark(1.0, "<script>\x00&"))
+
+    tree = ElementTree.fromstring(svg(history))
+
+    assert {"svg", "title", "g", "polyline", "circle", "text"} >= {
+        element.tag.removeprefix(SVG) for element in tree.iter()
+    }
+
+
+def test_bytes_do_not_grow_with_the_epochs(make_history: Make) -> None:
+    """10,000 rows fit into what some hundred take."""
+    assert len(svg(make_history(10_000))) < 20_000
+
+
+def test_thinning_keeps_the_peaks() -> None:
+    """A single spike among 10,000 points is still seen, and so are both ends."""
+    points = [(float(i), 1.0) for i in range(10_000)]
+    points[7_777] = (7_777.0, 50.0)
+    thinned = picture.thin(points)
+
+    assert len(thinned) <= picture.POINTS
+    assert {points[0], points[7_777], points[-1]} <= set(thinned)
+    assert sorted(thinned) == thinned
+
+
+def test_the_axis_keeps_still_while_the_run_grows(make_history: Make) -> None:
+    """Of 100 epochs the axis grows in a few steps, and never beyond the end of the run."""
+    pictures = [picture.picture(make_history(rows), epochs=100) for rows in range(2, 101)]
+    places = [lines(drawn, "train")[0].points[0][0] for drawn in pictures]  # of epoch 0: they tell the axes apart
+
+    assert len(set(places)) <= 6
+    assert sorted(places, reverse=True) == places
+    assert lines(picture.picture(make_history(100)), "train")[0].points[0][0] == places[-1]
+
+
+def test_ticks_are_round_and_within() -> None:
+    """Ticks are multiples of 1, 2 or 5 within the axis; epochs are whole numbers."""
+    assert [0.2, 0.4, 0.6, 0.8] == pytest.approx(Axis(0.13, 0.93, 0, 1).ticks())
+    assert [0, 1, 2] == Axis(-0.5, 2.5, 0, 1).ticks(6, whole=True)
+    assert [0.01, 0.1, 1.0] == log_ticks(0.005, 2)
+    assert [1.0, 2.0, 5.0] == log_ticks(0.8, 6)
+    assert len(Axis(0.985, 0.997, 0, 1).ticks(3)) >= 2
+
+
+def test_the_png_shows_both_lines_on_white(make_history: Make) -> None:
+    """The saved picture is twice the size for sharp screens, on white, with the inks of the live one."""
+    image = Image.open(io.BytesIO(png(make_history(20)))).convert("RGB")
+    colours = {colour for _, colour in image.getcolors(1 << 16) or []}
+
+    assert (2 * picture.WIDTH, 2 * picture.HEIGHT) == image.size
+    assert (255, 255, 255) == image.getpixel((2, 300))
+    for role in ("train", "valid"):
+        ink = tuple(int(picture.COLOURS[role][i : i + 2], 16) for i in (1, 3, 5))  # type: ignore[index]
+        assert ink in colours
+
+
+def test_the_png_takes_any_letters(make_row: Make) -> None:
+    """Names in scripts that the font lacks, and dollar signs, are drawn without a warning."""
+    history = History([make_row(epoch, metrics={"精度 $x": 0.5}) for epoch in range(3)])
+
+    assert png(history).startswith(b"\x89PNG")
+
+
+def test_the_figure_holds_the_rows(make_history: Make) -> None:
+    """The figure has a panel for the losses and one for each metric, with the values of the rows."""
+    history = make_history(8)
+    history.record(Mark(3.0, "lr $0.1"))
+    drawn = figure(history)
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png")
+
+    assert ["loss", "accuracy"] == [axes.get_ylabel() for axes in drawn.axes]
+    assert [row.train_loss for row in history] == list(drawn.axes[0].lines[0].get_ydata())
+    assert "log" == figure(history, log=True).axes[0].get_yscale()
+
+
+def test_pyplot_is_never_loaded() -> None:
+    """Neither the PNG nor the figure loads pyplot, which is not for threads; importing views loads no heavy library."""
+    heavy = ("pandas", "matplotlib", "ipywidgets", "IPython", "torch")
+    code = f"""
+import sys, types, importlib, pathlib
+package = types.ModuleType("quik_nb")
+package.__path__ = [{re.sub("/views/.*", "", picture.__file__)!r}]
+sys.modules["quik_nb"] = package
+import quik_nb.views
+for file in pathlib.Path(quik_nb.views.__path__[0]).glob("*.py"):
+    importlib.import_module("quik_nb.views." + file.stem)
+assert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)
+from quik_nb.history import History
+from quik_nb.views.raster import png
+from quik_nb.views.figure import figure
+png(History()), figure(History())
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    finished = run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert ("", 0) == (finished.stderr, finished.returncode)

@@ -1,0 +1,154 @@
+"""The view in a terminal and in a log, the silent one, and the choice between all of them."""
+
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from quik_nb.errors import RecipeError
+from quik_nb.events import EpochEnd, Printed, RunEnd, RunStart, StepEnd, WorkerFailure
+from quik_nb.history import History
+from quik_nb.views.choose import FrontEnd, choose, decide
+from quik_nb.views.quiet import QuietView
+from quik_nb.views.text import TextView
+
+Make = Callable[..., Any]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(history: History, *events: Any, err: io.StringIO | None = None) -> str:
+    """What the text view prints for a run."""
+    out = io.StringIO()
+    view = TextView(history, out=out, err=err or io.StringIO())
+    for event in events:
+        history.record(event)
+        view.show(event)
+    view.close()
+    return out.getvalue()
+
+
+def test_a_log_has_one_line_per_epoch(make_events: Make) -> None:
+    """Under a header that stands once there is a line for each epoch, and a summary at the end."""
+    err = io.StringIO()
+    lines = shown(History(), *make_events(3), err=err).splitlines()
+
+    assert [
+        "on the CPU: this machine has no GPU",
+        "    epoch   train_loss   valid_loss   accuracy       time",
+        "        0       2.0000       1.0000     0.5000      01:01",
+        "        1       1.0000       0.5000     0.6667      01:01",
+        "        2       0.6667       0.3333     0.7500      01:01",
+        "finished · 3 epochs in 03:03 · best valid_loss 0.3333 in epoch 2",
+    ] == lines
+    assert "" == err.getvalue()
+
+
+def test_a_row_that_is_the_best_so_far_has_a_star(make_row: Make) -> None:
+    """The star says so when the row is printed."""
+    text = shown(History(), RunStart(0, 2, 1, ""), EpochEnd(make_row(0), best=True), EpochEnd(make_row(1)))
+
+    assert ["*1.0000"] == [word for word in text.split() if "*" in word]
+
+
+def test_a_terminal_has_a_bar_within_the_epoch(make_events: Make) -> None:
+    """The bar goes to the error stream and is gone when the epoch is over, so that rows stand in whole lines."""
+    err = Terminal()
+    text = shown(History(), *make_events(2), err=err)
+
+    assert " 50% |" in err.getvalue()
+    assert "epoch 1 (2 of 2) · 00:00 left · train loss 1.0000 · 10 steps/s" in err.getvalue()
+    assert err.getvalue().rstrip(" ").endswith("\r")
+    assert 5 == len(text.splitlines())
+
+
+def test_earlier_rows_are_printed_at_once(make_history: Make) -> None:
+    """A view on a history with rows begins with them, and goes on under the same header."""
+    text = shown(make_history(2), RunStart(2, 2, 1, "here"), RunEnd("finished"))
+
+    assert 1 == text.count("train_loss ")
+    assert ["epoch", "0", "1", "here"] == [line.split()[0] for line in text.splitlines()[:4]]
+
+
+def test_a_new_metric_gets_a_new_header(make_row: Make) -> None:
+    """When the columns change on the way, the header is printed again."""
+    text = shown(History(), RunStart(0, 2, 1, ""), EpochEnd(make_row(0, metrics={})), EpochEnd(make_row(1)))
+
+    assert 2 == text.count("valid_loss  ")
+
+
+def test_a_failure_is_summed_up(make_events: Make) -> None:
+    """The last line says that it failed, where and why."""
+    text = shown(History(), *make_events(2)[:4], WorkerFailure("ValueError: no\nmore", rank=1))
+
+    assert text.splitlines()[-1].startswith("failed on rank 1 after epoch 0: ValueError: no ·")
+
+
+def test_a_run_that_never_began_prints_nothing() -> None:
+    """No event, no line."""
+    assert "" == shown(History())
+
+
+def test_prints_stand_between_the_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a worker prints within an epoch does not end up inside the bar."""
+    err = Terminal()
+    shown(History(), RunStart(0, 1, 9, ""), StepEnd(0, 1, 9, 1.0, 2.0), Printed(3, "hello\n"), err=err)
+
+    assert "[rank 3] hello\n" in capsys.readouterr().out
+
+
+def test_the_silent_view_prints_only_what_workers_print(make_events: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """view=False draws nothing, and swallows nothing."""
+    view = QuietView()
+    for event in [*make_events(2), Printed(1, "hello\n")]:
+        view.show(event)
+    view.close()
+
+    assert ("[rank 1] hello\n", "") == capsys.readouterr()
+
+
+NOTEBOOK, BARE, TERMINAL = FrontEnd(True, True), FrontEnd(True, False), FrontEnd(False, True)
+
+
+@pytest.mark.parametrize(
+    ("view", "front_end", "kind", "words"),
+    [
+        ("auto", NOTEBOOK, "widget", "a notebook kernel with ipywidgets"),
+        ("auto", BARE, "display", "ipywidgets is not installed"),
+        ("auto", TERMINAL, "text", "no notebook kernel"),
+        ("widget", TERMINAL, "text", "view='widget' was asked for, but"),
+        ("text", NOTEBOOK, "text", "was asked for"),
+        (False, NOTEBOOK, "quiet", "draws nothing"),
+    ],
+)
+def test_the_choice_has_its_reason(view: Any, front_end: FrontEnd, kind: str, words: str) -> None:
+    """What is asked for and what there is decide, and the reason is said."""
+    decided, reason = decide(view, front_end)
+
+    assert kind == decided
+    assert words in reason
+
+
+@pytest.mark.parametrize("view", ["wigdet", True, None, 3])
+def test_an_unknown_view_is_refused_with_what_to_type(view: Any) -> None:
+    """A typo gets the near word, anything else the list."""
+    with pytest.raises(RecipeError, match=r"(?s)view=.* is not known.*Type view='auto'") as caught:
+        choose(view, History())
+    assert view != "wigdet" or "did you mean 'widget'?" in str(caught.value)
+
+
+def test_a_script_gets_the_text_view() -> None:
+    """Here, in no kernel, the facts say so without loading IPython."""
+    loaded = "IPython" in sys.modules
+    view, reason = choose("auto", History())
+
+    assert isinstance(view, TextView)
+    assert "no notebook kernel" in reason
+    assert loaded == ("IPython" in sys.modules)
