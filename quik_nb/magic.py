@@ -37,7 +37,7 @@ class MagicParser(Parser):
 
 def parser() -> MagicParser:
     """The parser of the line, made when it is needed."""
-    made = MagicParser(prog=f"%{NAME}", usage=USAGE, add_help=False)
+    made = MagicParser(prog=f"%{NAME}", usage=USAGE.replace("%", "%%"), add_help=False)
     made.add_argument("session", nargs="?", help="the name of a QuikSession")
     made.add_argument("--help", action="store_true", help="show this")
     add_arguments(made)
