@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from quik_nb.doctor import doctor
 from quik_nb.errors import (
     CheckpointError,
     DivergenceError,
@@ -11,6 +12,7 @@ from quik_nb.errors import (
     StopTraining,
     WorkerError,
 )
+from quik_nb.launch.server import warm_up
 from quik_nb.run import Run
 from quik_nb.session import QuikSession
 from quik_nb.settings import Settings
@@ -31,6 +33,8 @@ __all__ = [
     "Settings",
     "StopTraining",
     "WorkerError",
+    "doctor",
+    "warm_up",
 ]
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from quik_nb.errors import StopTraining
+from quik_nb.errors import StopTraining, WorkerError
 from quik_nb.events import Event, RunEnd, RunStart, WorkerFailure
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
@@ -91,8 +91,11 @@ class Run:
         __tracebackhide__ = True
         with interruptible(self.stop) as interrupted:
             self._consume()
-        if self.error is not None:
-            raise self.error
+        error = self.error
+        if error is not None and any(isinstance(e, WorkerError) for e in (error, error.__cause__)):
+            raise error.with_traceback(None)  # the worker's own frames stand in its message; ours tell nothing
+        if error is not None:
+            raise error
         if interrupted():
             raise KeyboardInterrupt("the training was stopped; its rows, weights and state are kept") from None
 
@@ -101,6 +104,7 @@ class Run:
         threading.Thread(target=self._consume, name="quik_nb run", daemon=True).start()
 
     def _consume(self) -> None:
+        __tracebackhide__ = True
         try:
             try:
                 for event in self._launch:

@@ -399,8 +399,8 @@ class QuikSession:
         """Load the weights that were saved after an epoch of this session's training.
 
         Raises:
-            CheckpointError: they were not saved, were overwritten by another training, or do not fit the model, which is
-                then left as it was.
+            CheckpointError: they were not saved, were overwritten by another training, or do not fit the model, which
+                is then left as it was.
         """
         self._refuse_while_running("load_epoch")
         path = self._files.weights(epoch)

@@ -5,7 +5,9 @@ shown is that of the rank that failed by itself, with its own traceback down to 
 """
 
 import linecache
+import multiprocessing
 import pickle
+import re
 import signal
 import sys
 import traceback
@@ -16,12 +18,13 @@ from pathlib import Path
 import cloudpickle
 import torch
 
+import quik_nb.errors
 from quik_nb.errors import RecipeError, WorkerError
 
 COMMUNICATION = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "processgroup", "rendezvous")
 """Words in the errors of a rank whose partner is gone."""
 
-OWN = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+OWN = (*(str(Path(str(m.__file__)).parent) for m in (quik_nb.errors, torch, multiprocessing)), "<string>")
 """Code whose frames are folded in the traceback shown."""
 
 
@@ -100,10 +103,14 @@ def as_error(failure: Failure, world_size: int) -> BaseException:
 
 
 def _traceback(failure: Failure) -> str:
-    """The frames from the user's first line on; runs of our own and of torch's are folded into one line."""
+    return f"{shown_frames(failure.frames)}\n{failure.kind}: {failure.message}"
+
+
+def shown_frames(frames: Sequence[tuple[str, int, str]]) -> str:
+    """Frames as (file, line, function) with their source, from the user's first one on; others are folded."""
     lines: list[str] = []
     folded = 0
-    for file, number, name in failure.frames:
+    for file, number, name in frames:
         if file.startswith(OWN):
             folded += 1
             continue
@@ -113,8 +120,15 @@ def _traceback(failure: Failure) -> str:
         lines.append(f"  {_place(file, number)}, in {name}")
         source = linecache.getline(file, number).strip()
         lines += [f"    {source}"] if source else []
-    lines.append(f"{failure.kind}: {failure.message}")
+    if folded and frames:
+        lines.append(f"  ({folded} frames in quik_nb and torch, the last: {frames[-1][2]})")
     return "\n".join(lines)
+
+
+def stack_frames(dump: str) -> list[tuple[str, int, str]]:
+    """The frames of a stack that faulthandler wrote, outermost first."""
+    found = re.findall(r'File "(.*)", line (\d+) in (.*)', dump)
+    return [(file, int(line), name) for file, line, name in reversed(found)]
 
 
 def _place(file: str, number: int) -> str:

@@ -37,6 +37,7 @@ class InProcess:
         return self._events
 
     def _run(self) -> Iterator[Event]:
+        __tracebackhide__ = True
         home = next(self.model.parameters()).device
         training = self.model.training
         try:

@@ -19,7 +19,7 @@ from quik_nb.errors import WorkerError
 from quik_nb.events import Event, RunEnd
 from quik_nb.launch.base import Outcome
 from quik_nb.launch.bundle import SCRATCH, write_job
-from quik_nb.launch.failure import Failure, as_error, killed, root_cause
+from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_frames, stack_frames
 from quik_nb.launch.server import context, hidden_main
 from quik_nb.launch.worker import DONE, Errand, work
 from quik_nb.placement import Placement
@@ -171,7 +171,8 @@ class Workers:
             until = time.monotonic() + 1.0
             while not path.stat().st_size and time.monotonic() < until:
                 time.sleep(0.02)
-            stacks.append(f"Rank {rank} of {self.placement.processes} stands here:\n{path.read_text()}")
+            where = shown_frames(stack_frames(path.read_text()))
+            stacks.append(f"Rank {rank} of {self.placement.processes} stands here:\n{where}")
         seconds = self.job.recipe.settings.timeout
         return WorkerError(
             f"The workers gave no sign of life for {seconds:g} seconds, so they were ended; the state of the last row "

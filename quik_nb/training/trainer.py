@@ -30,7 +30,7 @@ from quik_nb.training.build import make_optimizer, make_scheduler, resolve_preci
 from quik_nb.training.controls import Controls, SharedControls, wait_while_paused
 from quik_nb.training.data import Batch, batches
 from quik_nb.training.evaluate import Evaluation, autocast
-from quik_nb.training.metrics import LossMeter
+from quik_nb.training.metrics import LossMeter, exact
 from quik_nb.training.step import TINY, Step
 from quik_nb.training.world import World
 
@@ -172,7 +172,7 @@ class Trainer:
         return torch.amp.GradScaler("cuda")
 
     def _load(self, progress: Progress) -> None:
-        self.meter = LossMeter(self.world.device)
+        self.meter = LossMeter()
         if self.world.is_logger:  # the sums are over all ranks, so one rank carries them on
             self.meter.sum += progress.loss_sum
             self.meter.count += progress.loss_count
@@ -186,21 +186,22 @@ class Trainer:
 
     def run(self) -> Iterator[Event]:
         """Train up to the job's epoch; yields events, on each rank its own."""
+        __tracebackhide__ = True
         yield self.start()
         try:
             for _ in self.iter_epochs():
                 for data in self.loader("train"):
                     with self.autocast():
                         result = self.step(self.net, data)
-                    self.backward(result.loss, result.count)
-                    self.add_loss(result.loss, result.count)
+                    self.backward(result.loss, result.counted)
+                    self.add_loss(result.loss, result.counted)
                     while self.outbox:
                         yield self.outbox.popleft()
                 yield from self.finish_epoch()
         except Stopped:
             self.keep_partial()
             yield from self._drain()
-            yield RunEnd("stopped", f"stopped in epoch {self.epoch}")
+            yield RunEnd("stopped")
             return
         yield RunEnd("finished")
 
@@ -289,7 +290,7 @@ class Trainer:
         if not self.in_parts:
             return 1.0
         count = count * (batch.samples > 0)
-        self.counted = self.counted + count.to(self.meter.sum.dtype)
+        self.counted = self.counted + count.to(exact(self.world.device))
         return count * self.world.world_size
 
     def _divide(self) -> None:
@@ -373,6 +374,8 @@ class Trainer:
         """Fill in `valid_loss` and metrics; nothing where there is no validation split, or a stop cuts it short."""
         if self.recipe.valid is None:
             return
+        self.meter.read()
+        self._check_loss()  # rather than metrics that choke on NaN
         evaluation = Evaluation(self.recipe, self.model, self.valid_step, self.world, self.autocast)
         for done, steps in evaluation.over(self.recipe.valid):
             if self.controls.pending and self.controls.hurry:
@@ -409,7 +412,7 @@ class Trainer:
         if better:
             self.best = row.train_loss if row.valid_loss is None else row.valid_loss
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        self.meter = LossMeter(self.world.device)
+        self.meter = LossMeter()
         self.row = row
         if self.world.is_logger:
             self.keep(self)
@@ -435,8 +438,8 @@ class Trainer:
         """The row of this epoch: the losses of all ranks summed, then divided once (all ranks participate)."""
         self.meter.read()
         self._check_loss()
-        total = self.world.sum(torch.stack([self.meter.sum, self.meter.sum.new_tensor(float(self.meter.count))]))
-        loss, count = total.tolist()
+        own = torch.tensor([self.meter.sum, self.meter.count], dtype=exact(self.world.device), device=self.world.device)
+        loss, count = self.world.sum(own).tolist()
         if not count:
             raise RecipeError(
                 f"Epoch {self.epoch} had no samples: the training data came out empty; "
