@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from quik_nb.errors import RecipeError, suggest
@@ -22,6 +23,9 @@ LABEL_KEYS = ("labels", "label", "target", "targets", "y")
 
 FLOAT_TARGETS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 """Criteria that compare element by element and take targets of the outputs' shape and dtype."""
+
+AS_CLASS: dict[Any, Callable[..., nn.Module]] = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
+"""Functions whose class is the same thing: what is known of the class then holds for them."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,18 @@ class Recipe:
         match self.criterion:
             case Spec(target=type()):
                 return self.criterion()  # type: ignore[no-any-return]
+            case Spec(target=function, keywords=keywords) if function in AS_CLASS:
+                return AS_CLASS[function](**keywords)
             case Spec(target=function, keywords=keywords):
                 return lambda outputs, target: function(outputs, target, **keywords)
             case criterion:
                 return criterion
+
+    @property
+    def reduction(self) -> str:
+        """How the criterion makes one number of the losses of a batch: "mean" where it does not say."""
+        keywords = self.criterion.keywords if isinstance(self.criterion, Spec) else {}
+        return str(keywords.get("reduction", getattr(self.criterion, "reduction", "mean")))
 
     @property
     def gives_loss(self) -> bool:
@@ -168,10 +180,7 @@ class Recipe:
         if train.names is None and len(train.tensors) == 1:
             yield "add_data: train has one tensor, and a batch needs inputs and a target: pass (x, y), or set_step"
             return
-        target = train.tensors[-1]
-        if train.names is not None:
-            found = next((name for name in LABEL_KEYS if name in train.names), None)
-            target = train.tensors[train.names.index(found)] if found else target
+        target = label_tensor(train)
         if criterion in FLOAT_TARGETS and not target.is_floating_point():
             name = getattr(criterion, "__name__", criterion)
             yield f"set_criterion: {name} compares numbers, and the target is {_short(target.dtype)}: pass y.float()"
@@ -199,6 +208,13 @@ class Recipe:
             parts.append("These do not fit:\n" + "\n".join(f"    {fault}" for fault in faults))
         if parts:
             raise RecipeError("\n".join(parts))
+
+
+def label_tensor(source: Tensors) -> Tensor:
+    """The target of samples in memory: the last tensor of a tuple, the label of a dict."""
+    names = source.names or ()
+    found = next((name for name in LABEL_KEYS if name in names), None)
+    return source.tensors[-1 if found is None else names.index(found)]
 
 
 def _short(dtype: torch.dtype) -> str:

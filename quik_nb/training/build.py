@@ -88,16 +88,17 @@ def set_lr(optimizer: Optimizer, scheduler: Any, lr: float) -> None:
     """Set the rate of the first group, and scale the other groups and the schedule's own numbers alike.
 
     A schedule computes the next rate from its base rates, so these are scaled too, or the change would last one step.
+    Where it stands at zero, as at the start of a warm-up, `lr` becomes its base rate.
     """
-    factor = lr / optimizer.param_groups[0]["lr"]
+    first = optimizer.param_groups[0]
+    factor = lr / (first["lr"] or first.get("initial_lr") or lr)
     for group in optimizer.param_groups:
         for key in ("lr", "initial_lr", "max_lr", "min_lr"):
             if key in group:
                 group[key] = group[key] * factor
     if hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [base * factor for base in scheduler.base_lrs]
-    for group in optimizer.param_groups[:1]:
-        group["lr"] = lr  # exactly what was asked for, without rounding
+    first["lr"] = lr  # exactly what was asked for, without rounding
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:

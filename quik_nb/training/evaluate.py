@@ -12,7 +12,7 @@ from quik_nb.sources import Source, Tensors
 from quik_nb.training import rng
 from quik_nb.training.build import resolve_precision
 from quik_nb.training.data import Batch, eval_batches
-from quik_nb.training.metrics import MetricSet, join
+from quik_nb.training.metrics import MetricSet, exact, join
 from quik_nb.training.step import Step, main_output, split_batch
 from quik_nb.training.world import World
 
@@ -35,9 +35,8 @@ class Evaluation:
         self.metrics = MetricSet(recipe.metrics, world)
         self.cut = False
         """set it to True to end the pass early: then no rank has a loss"""
-        double = torch.float32 if world.device.type == "mps" else torch.float64
-        self.sum = torch.zeros((), dtype=double, device=world.device)
-        self.count = 0
+        self.sum = torch.zeros((), dtype=exact(world.device), device=world.device)
+        self.count = torch.zeros_like(self.sum)
 
     def over(self, source: Source) -> Iterator[tuple[int, int | None]]:
         """Walk the split; yields (batches done, batches in all or None)."""
@@ -51,14 +50,15 @@ class Evaluation:
     def _take(self, batch: Batch) -> None:
         with self.autocast():
             result = self.step(self.model, batch.data)
-        self.sum.add_(result.loss, alpha=1 if self.step.sums else batch.samples)
-        self.count += batch.samples
+        count = batch.samples if result.counted is None else result.counted
+        self.sum += result.loss.to(self.sum.dtype) * (1 if self.step.sums else count)
+        self.count += count
         if self.metrics.names and result.outputs is not None:
             self.metrics.update(result.outputs, result.target)
 
     def loss(self) -> float | None:
         """The mean loss over the samples of all ranks (all ranks participate); None if any of them was cut."""
-        total = self.world.sum(torch.stack([self.sum, self.sum.new_tensor(self.count), self.sum.new_tensor(self.cut)]))
+        total = self.world.sum(torch.stack([self.sum, self.count, self.sum.new_tensor(self.cut)]))
         loss, count, cut = total.tolist()
         return None if cut or not count else loss / count
 

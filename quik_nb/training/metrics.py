@@ -3,6 +3,7 @@
 Losses stay on the device until they are read, which is a few times a second and at an epoch's end, never once a step.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -19,55 +20,61 @@ BETA = 0.98
 class LossMeter:
     """The training losses of an epoch on this rank: sum and count, the smoothed mean, the first step that is no number.
 
-    >>> meter = LossMeter(torch.device("cpu"))
+    >>> meter = LossMeter()
     >>> for loss in (1.0, 3.0):
-    ...     meter.add(torch.tensor(loss), samples=2)
+    ...     meter.add(torch.tensor(loss), count=2)
     >>> meter.read()
-    >>> meter.sum.item() / meter.count, round(meter.smoothed, 3)
+    >>> meter.sum / meter.count, round(meter.smoothed, 3)
     (2.0, 2.01)
     """
 
-    def __init__(self, device: torch.device) -> None:
-        # float64 holds the sum of a long epoch exactly enough; Apple's GPUs lack it
-        self.sum = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        self.count = 0
+    def __init__(self) -> None:
+        self.sum = 0.0
+        self.count = 0.0
         self.smoothed = float("nan")
         self.bad: int | None = None
         """number of the first loss that was NaN or infinite, counted from 0"""
         self._average, self._steps = 0.0, 0
         self._losses: list[Tensor] = []
-        self._samples: list[int] = []
+        self._counts: list[int] | list[Tensor] = []
 
-    def add(self, loss: Tensor, samples: int) -> None:
-        """Take the mean loss of some samples; nothing is computed yet."""
+    def add(self, loss: Tensor, count: int | Tensor) -> None:
+        """Take a mean loss and what it is a mean over, which is of one kind throughout; nothing is computed yet."""
         self._losses.append(loss.detach())
-        self._samples.append(samples)
+        self._counts.append(count)  # type: ignore[arg-type]
         if len(self._losses) >= 1000:
             self.read()
 
     def read(self) -> None:
-        """Bring sum, count, smoothed loss and the first bad one up to date; waits for the device."""
+        """Bring sum, count, smoothed loss and the first bad one up to date; waits for the device.
+
+        One loss after the other, so that the sum does not depend on when it was read.
+        """
         if not self._losses:
             return
-        losses = torch.stack(self._losses).to(self.sum.dtype)
-        weights = torch.tensor(self._samples, dtype=self.sum.dtype, device=losses.device)
-        part = torch.where(weights > 0, losses * weights, 0.0)  # a placeholder's loss counts nothing, even as NaN
-        self.sum += part.sum()
-        samples = sum(self._samples)
-        if self.bad is None and not torch.isfinite(part.sum()):
-            self.bad = self._steps + int((~torch.isfinite(part)).nonzero()[0])
-        self._smooth(losses[weights > 0].tolist())
-        self.count += samples
-        self._losses.clear()
-        self._samples.clear()
-
-    def _smooth(self, losses: list[float]) -> None:
-        """Exponential moving average, divided by its total weight so that it does not start at zero (Adam, alg. 1)."""
-        for loss in losses:
-            self._steps += 1
-            self._average = BETA * self._average + (1 - BETA) * loss
+        losses = torch.stack(self._losses).tolist()
+        counts = torch.stack(self._counts).tolist() if isinstance(self._counts[0], Tensor) else self._counts
+        for loss, count in zip(losses, counts, strict=True):
+            if count > 0:  # a placeholder's loss counts nothing, even as NaN
+                self._take(loss, count)
         if self._steps:
             self.smoothed = self._average / (1 - BETA**self._steps)
+        self._losses.clear()
+        self._counts.clear()
+
+    def _take(self, loss: float, count: float) -> None:
+        """Into the sum, and into the moving average, which is divided by its total weight (Adam, algorithm 1)."""
+        if self.bad is None and not math.isfinite(loss):
+            self.bad = self._steps
+        self.sum += loss * count
+        self.count += count
+        self._steps += 1
+        self._average = BETA * self._average + (1 - BETA) * loss
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """The dtype of long sums on this device: float64, which Apple's GPUs lack."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class MetricSet:

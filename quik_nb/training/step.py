@@ -5,13 +5,18 @@ criterion was set; a step of the user's own replaces both.
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe
+from quik_nb.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe, label_tensor
+from quik_nb.sources import Source, Tensors
+
+TINY = 1e-30
+"""Divides where nothing counts, so that nothing comes out rather than NaN."""
 
 
 class StepResult(NamedTuple):
@@ -20,17 +25,58 @@ class StepResult(NamedTuple):
     loss: Tensor
     outputs: Any = None
     target: Any = None
+    counted: Tensor | None = None
+    """what the loss is a mean over, where that is not the samples: class weights, or labels that are not ignored"""
+
+
+class Labels:
+    """A criterion whose mean is not over samples, as a sum and what it is divided by.
+
+    A mean over class weights, or over the labels that are not ignored, is no mean of the means of its parts: those
+    must be put together by their counts, over micro-batches, ranks and the batches of an epoch.
+    """
+
+    def __init__(self, criterion: nn.CrossEntropyLoss | nn.NLLLoss) -> None:
+        self.summed = copy(criterion)
+        self.summed.reduction = "sum"
+        self.weight, self.ignored = criterion.weight, criterion.ignore_index
+
+    @classmethod
+    def of(cls, criterion: object, source: Source | None) -> "Labels | None":
+        """For a criterion that needs it; None where each sample counts the same, which in memory is looked up once."""
+        if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss) or criterion.reduction != "mean":
+            return None
+        if type(criterion).__module__ != "torch.nn.modules.loss":
+            return None  # a class of the user's own may mean something else
+        if criterion.weight is None and isinstance(source, Tensors):
+            target = label_tensor(source)
+            if not (target == criterion.ignore_index).any():
+                return None
+        return cls(criterion)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and what it is a mean over."""
+        kept = target != self.ignored
+        count = kept.sum() if self.weight is None else (self.weight[target.where(kept, 0)] * kept).sum()
+        return self.summed(outputs, target) / count.clamp(min=TINY), count
 
 
 class Step:
-    """`step(model, batch) -> StepResult`, by the recipe."""
+    """`step(model, batch) -> StepResult`, by the recipe.
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    Args:
+        recipe: with criterion and step.
+        device: of the batches.
+        source: where all batches come from; None if that is not known.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, source: Source | None = None) -> None:
         self.criterion: Callable[..., Any] | None = recipe.make_criterion()
         if isinstance(self.criterion, nn.Module):
             self.criterion.to(device)
         self.own = recipe.step
-        self.sums = getattr(self.criterion, "reduction", "mean") == "sum"
+        self.sums = recipe.reduction == "sum"
+        self.labels = Labels.of(self.criterion, source)
         self._checked = False
 
     def __call__(self, model: Callable[..., Any], batch: Any) -> StepResult:
@@ -62,6 +108,9 @@ class Step:
         if not self._checked:
             self._check_shapes(outputs, target)
         assert self.criterion is not None  # Recipe.check and _own_loss leave no other way here
+        if self.labels is not None and not target.is_floating_point():  # else class probabilities, which all count
+            loss, count = self.labels.loss(outputs, target)
+            return StepResult(loss, outputs, target, count)
         return StepResult(self.criterion(outputs, target), outputs, target)
 
     def _check(self, result: StepResult) -> None:

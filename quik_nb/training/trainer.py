@@ -148,6 +148,7 @@ class Trainer:
             span = last - progress.epoch if ends else last
         if progress.optimizer is not None:
             self.optimizer.load_state_dict(progress.optimizer)
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch warns that no step was made
             if fresh:
                 self._forget_schedule()
         groups = [dict(group) for group in self.optimizer.param_groups]
