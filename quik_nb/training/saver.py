@@ -34,7 +34,9 @@ class Saver:
     every_epoch: bool = False
     """write the checkpoint at every epoch, whatever it costs: workers bring their state home by it"""
     written: list[int] = field(default_factory=list)
-    _best: int | None = None
+    """epochs whose weights are there, the oldest first"""
+    best: int | None = None
+    """the best epoch so far"""
     _due: float = 0.0
 
     def begin(self, trainer: Trainer) -> None:
@@ -60,9 +62,9 @@ class Saver:
         write(trainer.model.state_dict(), files.weights(epoch))
         self.written.append(epoch)
         if (row.train_loss if row.valid_loss is None else row.valid_loss) <= trainer.best:
-            self._best = epoch
+            self.best = epoch
         if self.keep is not None:
-            for old in [e for e in self.written[: -self.keep] if e != self._best]:
+            for old in [e for e in self.written[: -self.keep] if e != self.best]:
                 files.weights(old).unlink(missing_ok=True)
                 self.written.remove(old)
 
