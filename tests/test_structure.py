@@ -25,9 +25,9 @@ PLANS = BASE | {"placement", "recipe", "settings", "sources"}
 TRAINING = RECORDS | PLANS | {"training"}
 LAUNCH = TRAINING | {"launch"}
 RUN = LAUNCH | {"views", "run"}
-SUMMARY = LAUNCH | {"summary"}
-SESSION = RUN | {"arguments", "session", "summary"}
-DOORS = SESSION | {"__init__", "__main__", "cells", "magic"}
+PIECES = {"state", "steps", "summary", "tried"}
+SESSION = RUN | PIECES | {"arguments", "session"}
+DOORS = SESSION | {"__init__", "__main__", "cells", "doctor", "magic"}
 
 MAY_IMPORT = {
     "arguments": PLANS | {"arguments"},
@@ -43,14 +43,18 @@ MAY_IMPORT = {
     "launch": LAUNCH,
     "views": RECORDS | {"views"},
     "run": RUN,
-    "summary": SUMMARY,
+    "state": LAUNCH | {"state"},
+    "steps": LAUNCH | {"steps"},
+    "summary": LAUNCH | {"summary"},
+    "tried": RUN | {"tried"},
     "session": SESSION,
+    "doctor": LAUNCH | {"views", "doctor"},
     "magic": DOORS,
     "__main__": DOORS,
     "__init__": DOORS,
 }
 """For each part of the package, the parts that it may import, from the ground up. Two wings, training with launch
-and views, do not meet below `run`."""
+and views, do not meet below `run` (`doctor` asks both)."""
 
 NEVER_IMPORTS = {
     "errors": {"torch", "pandas", "matplotlib", "IPython", "ipywidgets"},
