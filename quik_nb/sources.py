@@ -24,6 +24,8 @@ from torch.utils.data import (
 
 from quik_nb.errors import RecipeError, suggest
 
+SPLITS = ("train", "valid", "test")
+
 
 @dataclass(frozen=True, eq=False)
 class Tensors:
@@ -83,11 +85,13 @@ class Stream:
     batch_size: int | None = None
     ready: bool = False
     """whether the dataset yields whole batches (`DataLoader(batch_size=None)`)"""
+    sampler: Any = None
+    """what a map-style dataset that gives ready batches is asked for, one after the other"""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Samples (batches where they come ready), if the dataset knows; raises TypeError where it does not."""
-        return len(self.dataset)
+        return len(self.dataset if self.sampler is None else self.sampler)
 
 
 Source = Tensors | Samples | Stream
@@ -162,12 +166,17 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
     }
     if loader.num_workers and loader.persistent_workers:
         options["persistent_workers"] = True
-    if isinstance(loader.dataset, IterableDataset) or (loader.batch_size is None and loader.batch_sampler is None):
+    if isinstance(loader.dataset, IterableDataset):
         return Stream(loader.dataset, loader.batch_size, ready=loader.batch_size is None, options=options)
+    if loader.batch_size is None and loader.batch_sampler is None:
+        return Stream(loader.dataset, ready=True, sampler=loader.sampler, options=options)
     if type(loader.batch_sampler) is not BatchSampler:
         return Samples(loader.dataset, batch_sampler=loader.batch_sampler, options=options)
-    known = type(loader.sampler) in (RandomSampler, SequentialSampler, DistributedSampler)
-    plain = known and not getattr(loader.sampler, "replacement", False)
+    plain = type(loader.sampler) in (SequentialSampler, DistributedSampler) or (
+        type(loader.sampler) is RandomSampler
+        and not loader.sampler.replacement
+        and loader.sampler.num_samples == len(loader.sampler.data_source)
+    )
     return Samples(
         loader.dataset,
         batch_size=loader.batch_size,

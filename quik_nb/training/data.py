@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quik_nb.sources import Samples, Source, Stream, Tensors
-from quik_nb.training.rng import epoch_seed
+from quik_nb.training.rng import epoch_seed, preserved, seed_all
 from quik_nb.training.world import World
 
 CHUNK_BYTES = 64 * 2**20
@@ -149,12 +150,12 @@ def _resident(source: Tensors, device: torch.device) -> tuple[Tensor, ...]:
 
 
 class Dealt:
-    """A batch sampler that hands out the index lists of one epoch; it lives as long as the loader's workers."""
+    """A sampler that hands out what an epoch asks the dataset for; it lives as long as the loader's workers."""
 
     def __init__(self) -> None:
-        self.lists: Iterable[list[int]] = ()
+        self.lists: Iterable[Any] = ()
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Any]:
         yield from self.lists
 
 
@@ -170,13 +171,13 @@ class SampleBatches:
 
     @property
     def steps(self) -> int | None:
-        if self.source.batch_sampler is not None:
-            with suppress(TypeError):  # a sampler need not know its length
-                return len(self.source.batch_sampler)
-            return None
         sampler = self.source.sampler
-        n = len(self.source) if sampler is None else len(sampler)
-        return n // self.batch_size if self.source.drop_last else -(-n // self.batch_size)
+        with suppress(TypeError):  # a sampler need not know its length
+            if self.source.batch_sampler is not None:
+                return len(self.source.batch_sampler)
+            n = len(self.source) if sampler is None else len(sampler)
+            return n // self.batch_size if self.source.drop_last else -(-n // self.batch_size)
+        return None
 
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         cuts: list[Cut] = []  # filled as the loader draws index lists, in the order in which its batches come
@@ -212,13 +213,10 @@ class SampleBatches:
 
 
 def _drawn(sampler: Iterable[Any], seed: int) -> list[Any]:
-    """What a user's sampler draws: the same on all ranks, and torch's generator is given back as it was."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    """What a user's sampler draws: the same on all ranks, from whichever generator it draws."""
+    with preserved():
+        seed_all(seed)
         return list(sampler)
-    finally:
-        torch.set_rng_state(state)
 
 
 class StreamBatches:
@@ -228,7 +226,9 @@ class StreamBatches:
         self.source, self.world, self.parts = source, world, parts
         self.batch_size = source.batch_size or batch_size
         size = None if source.ready else self.batch_size
-        self.loader = _loader(source.dataset, source.options, batch_size=size)
+        self.drawn = Dealt()
+        keys = {} if source.sampler is None else {"sampler": self.drawn}
+        self.loader = _loader(source.dataset, source.options, batch_size=size, **keys)
 
     @property
     def steps(self) -> int | None:
@@ -240,6 +240,8 @@ class StreamBatches:
         set_epoch = getattr(self.source.dataset, "set_epoch", None)
         if callable(set_epoch):  # Hugging Face streams shuffle by it
             set_epoch(epoch)
+        if self.source.sampler is not None:
+            self.drawn.lists = _drawn(self.source.sampler, epoch_seed(seed, epoch))
         stream = self._agreed(iter(self.loader))
         for _ in islice(stream, skip):  # read now, so that the random numbers stand where they stood
             pass
@@ -298,9 +300,11 @@ def batches(source: Source, batch_size: int, world: World, shuffle: bool, parts:
 
 
 def eval_batches(source: Source, batch_size: int, world: World) -> Batches:
-    """The batches of a source in order, in large forwards where the samples are small."""
+    """All samples of a source in order, in large forwards where they are small."""
     if isinstance(source, Tensors):
         batch_size = max(batch_size, EVAL_BYTES // source.row_bytes)
+    if isinstance(source, Samples):
+        source = replace(source, shuffle=False, drop_last=False)
     return batches(source, batch_size, world, shuffle=False)
 
 

@@ -166,7 +166,7 @@ def test_a_stopped_epoch_goes_on_at_that_step(make: Callable[..., QuikSession], 
     factor = 3 if make is accumulated else 1  # the hook counts micro-batches
     with at_step(stopped, step * factor, stop(stopped)):
         run = stopped.train()
-    left = 3 - sum(row.share == 1.0 for row in stopped._history)
+    left = 3 - sum(row.share == 1.0 for row in stopped._state.history)
     stopped.train(left)
 
     assert "stopped" == run.state
@@ -175,7 +175,7 @@ def test_a_stopped_epoch_goes_on_at_that_step(make: Callable[..., QuikSession], 
 
 
 def test_a_stop_leaves_a_partial_row() -> None:
-    """A stop after three of seven steps leaves a row of that share, without a validation loss, and the weights of it."""
+    """A stop after three of seven steps leaves a row of that share, without a validation loss."""
     session = adam(epochs=3)
     seen: list[dict[str, Tensor]] = []
     with at_step(session, STEPS + 2, stop(session)):
@@ -315,7 +315,7 @@ def test_a_rate_set_on_the_way_holds_from_the_next_step() -> None:
     session.train(1)
 
     assert [0.01, 0.01] == list(session.history["lr"])
-    assert ["lr 0.01"] == [mark.label for mark in session._history.marks]
+    assert ["lr 0.01"] == [mark.label for mark in session._state.history.marks]
 
 
 @pytest.mark.parametrize(
@@ -400,13 +400,13 @@ def test_another_rate_keeps_the_moments() -> None:
     session.train()
     session.train(lr=0.01)  # the same: nothing changes
     same = distance(by_hand.model, session.model)
-    moments = session._progress.optimizer
+    moments = session._state.progress.optimizer
     session.set_optimizer(optim.Adam, lr=0.001).train()
 
     assert 0.0 == same
     assert moments is not None
-    assert session._progress.optimizer is not None
-    assert [3 * STEPS] == [int(state["step"]) for state in session._progress.optimizer["state"].values()][:1]
+    assert session._state.progress.optimizer is not None
+    assert [3 * STEPS] == [int(state["step"]) for state in session._state.progress.optimizer["state"].values()][:1]
     assert [0.01, 0.01, 0.001] == list(session.history["lr"])
 
 
@@ -421,7 +421,7 @@ def test_another_optimizer_starts_without_moments() -> None:
 
     assert expected is None
     assert [0, 1] == list(session.history["epoch"])
-    assert set(session._progress.optimizer["state"][0]) >= {"square_avg"}  # type: ignore[index]
+    assert set(session._state.progress.optimizer["state"][0]) >= {"square_avg"}  # type: ignore[index]
 
 
 def test_another_model_starts_a_new_training() -> None:

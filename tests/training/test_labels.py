@@ -40,7 +40,9 @@ def classifier(data: Data, criterion: Any = nn.CrossEntropyLoss, accumulate: int
 
 @pytest.mark.parametrize("accumulate", [1, 4, 16])
 @pytest.mark.parametrize(("keywords", "make"), CRITERIA)
-def test_steps_are_those_of_the_plain_loop(keywords: dict[str, Any], make: Callable[..., Data], accumulate: int) -> None:
+def test_steps_are_those_of_the_plain_loop(
+    keywords: dict[str, Any], make: Callable[..., Data], accumulate: int
+) -> None:
     """Each optimizer step has the gradient of the criterion over its whole batch, in however many pieces."""
     by_hand = network(3)
     optimizer = optim.SGD(by_hand.parameters(), lr=0.1)
