@@ -5,6 +5,8 @@ from pathlib import Path
 
 from harness.kernel import Kernel
 
+from quik_nb.settings import Settings, setting_names
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -52,3 +54,16 @@ def test_links_lead_to_files() -> None:
 
     assert len(targets) >= 2
     assert [] == [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_settings_are_those_of_the_code() -> None:
+    """The table of settings names settings that exist, with their defaults where it shows a value."""
+    table = README.split("| setting | default | meaning |\n")[1].split("\n\n")[0]
+    cells = [line.split("|")[1:3] for line in table.splitlines()[1:]]
+    named = [name for names, _ in cells for name in re.findall(r"`(\w+)`", names)]
+    shown = {names.strip(" `"): default.strip(" `") for names, default in cells if re.search(r"[\d`]", default)}
+
+    assert [] == [name for name in named if name not in setting_names()]
+    assert {name: default for name, default in shown.items() if name in named} == {
+        name: repr(getattr(Settings(), name)).replace("'", '"') for name in shown if name in named
+    }
