@@ -50,15 +50,15 @@ def add_arguments(parser: ArgumentParser, defaults: Settings | None = None) -> A
         default = getattr(defaults, field.name, None)
         if default not in (None, ""):
             doc += f" (default: {_shown(default)})"
-        # absent from the namespace unless given, so that the defaults stay the session's
-        how: dict[str, Any] = {"dest": field.name, "default": SUPPRESS, **_reading(field.name, hints[field.name])}
+        # no default here: what was not given is None, so that the session's own value stays
+        how: dict[str, Any] = {"dest": field.name, **_reading(field.name, hints[field.name])}
         with suppress(argparse.ArgumentError):  # the parser's owner has an option of this name: theirs counts
             group.add_argument(option(field.name), *ALIASES.get(field.name, ()), **how, help=doc)
         if "_" in field.name:  # as in Python, for those who type it so
             with suppress(argparse.ArgumentError):
                 group.add_argument(f"--{field.name}", **how, help=SUPPRESS)
     with suppress(argparse.ArgumentError):
-        group.add_argument("--no-view", dest="view", action="store_const", const=False, default=SUPPRESS, help=SUPPRESS)
+        group.add_argument("--no-view", dest="view", action="store_const", const=False, help=SUPPRESS)
     return parser
 
 

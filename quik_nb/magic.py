@@ -152,7 +152,6 @@ def candidates(typed: str, begun: str, shell: InteractiveShell) -> Iterable[str]
 
 def load(shell: InteractiveShell) -> None:
     """Register the magic and its completion."""
-    unload(shell)  # %reload_ext must not complete everything twice
     shell.register_magics(QuikMagics)
     shell.Completer.custom_matchers.append(matcher(shell))
 

@@ -1,7 +1,7 @@
 """The magic, in a real IPython shell."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,18 +219,19 @@ def test_tab_leaves_other_lines_alone(shell: Shell) -> None:
 @pytest.mark.parametrize("again", ["%load_ext quik_nb", "%reload_ext quik_nb"])
 def test_loading_twice_changes_nothing(shell: Shell, again: str) -> None:
     """The extension can be loaded again; Tab does not offer everything twice."""
+    loaded = len(shell.shell.Completer.custom_matchers)
     shell.ok(again)
 
+    assert loaded == len(shell.shell.Completer.custom_matchers)
     assert ["session"] == shell.completions("%quik_train se")
 
 
 def test_unloading_takes_it_away(shell: Shell) -> None:
     """After `%unload_ext` there is neither the magic nor its completion."""
-    completer = shell.shell.Completer
-    count: Callable[[], int] = lambda: len(completer.custom_matchers)  # noqa: E731  one word for one number
-    loaded = count()
+    matchers = shell.shell.Completer.custom_matchers
+    loaded = len(matchers)
     shell.ok("%unload_ext quik_nb")
 
-    assert loaded - 1 == count()
+    assert loaded - 1 == len(matchers)
     assert isinstance(shell.fails("get_ipython().run_line_magic('quik_train', 'session')"), UsageError)
     assert [] == [name for name in shell.completions("%quik_tra") if "quik" in name]
