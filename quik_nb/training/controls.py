@@ -116,10 +116,12 @@ class SharedControls:
         return bool(self.words[PAUSE])
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; what is asked for afterwards, such as by a late interrupt, goes nowhere."""
         self.words.release()
         self.rates.release()
         self.map.close()
+        nowhere = memoryview(bytearray(self.SIZE))
+        self.words, self.rates = nowhere.cast("q"), nowhere.cast("d")
 
     @property
     def pending(self) -> bool:
