@@ -50,6 +50,20 @@ def decide(view: str | bool, front_end: FrontEnd) -> tuple[Kind, str]:
     return "widget", "a notebook kernel with ipywidgets"
 
 
+def waits_for_cells() -> bool:
+    """Whether cells are run by a program that leaves when the last one has ended, such as nbclient or papermill.
+
+    Those execute without a way to ask the user anything, which is what the request then says.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    kernel = getattr(shell, "kernel", None)
+    if kernel is None:
+        return shell is None  # a script would end too; a terminal stays
+    request = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
+    return not request.get("content", {}).get("allow_stdin", True)
+
+
 def choose(view: str | bool, history: History, controls: Controls | None = None, title: str = "") -> tuple[View, str]:
     """The view that draws this history from now on, and the reason for it."""
     kind, reason = decide(view, FrontEnd.look())

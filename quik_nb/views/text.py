@@ -97,6 +97,6 @@ def _bar(steps: int | None, err: TextIO) -> "tqdm[Any]":
     from tqdm import tqdm
 
     # the words are those of the other views; steps come some ten times a second at most, so each is drawn
-    form = "{percentage:3.0f}% |{bar:24}| {desc}"
+    form = "{percentage:3.0f}% |{bar:12}| {desc}"
     bar: tqdm[Any] = tqdm(total=steps, bar_format=form, file=err, leave=False, dynamic_ncols=True, mininterval=0)
     return bar
