@@ -45,8 +45,8 @@ class History:
                 self._add_live(event.epoch + event.step / steps, event.loss)
 
     def add(self, row: Row) -> None:
-        """Append a row; it replaces a partial row of the same epoch."""
-        if self.rows and self.rows[-1].epoch == row.epoch:
+        """Append a row; it replaces a partial row of the same epoch, and later rows that a killed run had not kept."""
+        while self.rows and self.rows[-1].epoch >= row.epoch:
             self.rows.pop()
         self.rows.append(row)
 

@@ -23,6 +23,7 @@ class Run:
     Attributes:
         state: "running", "paused", "finished", "stopped" or "failed".
         error: the exception that a failed run ended with, else None.
+        leaves_kernel_free: whether it runs in the background, so that other cells and its buttons work.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Run:
         self._views: list[View] = []
         self._start: RunStart | None = None
         self._done = threading.Event()
+        self.leaves_kernel_free = False
         self.state = "running"
         self.error: BaseException | None = None
 
@@ -78,6 +80,11 @@ class Run:
             raise self.error
         return self
 
+    def close(self, timeout: float) -> None:
+        """End the run, hard where it does not end by itself within some seconds."""
+        if not self._done.wait(timeout):
+            self._launch.close()
+
     def attach(self, view: View) -> None:
         """Add a view: it draws what the history holds and follows on."""
         if self._start is not None:
@@ -101,6 +108,7 @@ class Run:
 
     def background(self) -> None:
         """Consume the run in a thread; returns at once."""
+        self.leaves_kernel_free = True
         threading.Thread(target=self._consume, name="quik_nb run", daemon=True).start()
 
     def _consume(self) -> None:

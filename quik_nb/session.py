@@ -1,16 +1,18 @@
-"""The chainable face: the steps of a PyTorch training by their own names, and what may be asked of it afterwards.
+"""The chainable face: a session is put together by steps, trained, and asked for what came of it.
 
-It holds a `Recipe` that the steps change part by part, and the state of the training so far. It trains nothing itself:
-`train()` checks the recipe, decides where, launches, and takes the state home.
+It trains nothing itself: `train()` checks the recipe, decides where, launches, and takes the state home.
 """
 
+import atexit
 import inspect
 import time
+import warnings
+import weakref
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -22,23 +24,29 @@ from quik_nb.launch.base import Launch
 from quik_nb.launch.server import warm_up
 from quik_nb.launch.start import launch
 from quik_nb.placement import Machine, Placement, Request, place
-from quik_nb.recipe import Recipe, Scheduler, Spec
+from quik_nb.recipe import Recipe
 from quik_nb.run import Run
 from quik_nb.settings import Settings
-from quik_nb.sources import Source, as_source, as_sources
+from quik_nb.sources import SPLITS, Source, as_source
+from quik_nb.state import State
+from quik_nb.steps import Steps
 from quik_nb.summary import summary_html, summary_text
-from quik_nb.training import rng
-from quik_nb.training.checkpoint import Files, copied, load_into, read, read_weights, stamp
+from quik_nb.training.checkpoint import load_into, read_weights
 from quik_nb.training.continuing import carried
 from quik_nb.training.evaluate import evaluate, predict
-from quik_nb.training.saver import Saver
-from quik_nb.training.trainer import Job, Progress
-from quik_nb.views.choose import choose
+from quik_nb.training.resume import latest_folder, read_session
+from quik_nb.training.trainer import Job
+from quik_nb.tried import Attempt, described, difference, table
+from quik_nb.views.choose import choose, waits_for_cells
 
-SPLITS = ("train", "valid", "test")
+EVENTS = {"RunStart": "run_start", "StepEnd": "step_end", "EpochEnd": "epoch_end", "RunEnd": "run_end"}
+"""The events that `on` knows, by the name of their record."""
+
+EXIT_SECONDS = 3.0
+"""How long a kernel that ends waits for a background run to stop and keep its state."""
 
 
-class QuikSession:
+class QuikSession(Steps):
     """A training, put together step by step; the steps can come in any order, and a step done again replaces its part.
 
     Args:
@@ -62,17 +70,18 @@ class QuikSession:
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._recipe = Recipe(Settings().changed(settings))
-        self._maker: Callable[[], nn.Module] | None = None
-        self._original: dict[str, Any] | None = None
+        super().__init__(**settings)
+        self._state = State()
+        self._attempts: list[Attempt] = []
         self._listeners: list[tuple[str, Callable[[Any], None]]] = []
         self._run: Run | None = None
-        self._forget()
+        self._launch: Launch | None = None
+        self._told = True
         if Machine.detect().gpus > 1 or self.settings.processes not in ("auto", 1):
             warm_up()  # workers are likely, and a server that is ready saves their first start two seconds
 
     @classmethod
-    def from_args(cls, namespace: Namespace) -> "QuikSession":
+    def from_args(cls, namespace: Namespace) -> Self:
         """A session with the settings that were given on a command line, as `arguments.add_arguments` reads them.
 
         Args:
@@ -80,149 +89,13 @@ class QuikSession:
         """
         return cls(**settings_from(namespace))
 
-    def _forget(self) -> None:
-        """The state of a session that has not trained."""
-        self._history, self._progress = History(), Progress()
-        self._trained: Recipe | None = None
-        self._folder: Path | None = None
-        self._stamps: dict[int, tuple[int, int]] = {}
-
-    # ------------------------------------------------------------------ the steps
-
-    def add_data(
-        self, train: Any = None, valid: Any = None, test: Any = None, *, target: str | None = None
-    ) -> "QuikSession":
-        """Set the samples to train on, and those to validate and test on.
-
-        Args:
-            train: a tuple of tensors or arrays (the last one is the target), a dict of tensors, a `TensorDataset`, a
-                `Dataset` or `IterableDataset`, a `DataLoader`, or a DataFrame with `target`. None takes the saved
-                tensors of the `data_date`, `data/train_tensor_20210101.pt` and so on.
-            valid: the same, or a share such as 0.2 or a number of samples, cut from `train` by the seed.
-            test: likewise.
-            target: the name of the target column of a DataFrame.
-
-        Raises:
-            RecipeError: the data cannot be used; the message says what to type instead.
-        """
-        self._refuse_while_running("add_data")
-        if train is None:
-            sources = self._saved_tensors()
-        else:
-            sources = as_sources(train, valid, test, target, self._recipe.settings.seed)
-        return self._with(**{split: sources.get(split) for split in SPLITS})
-
-    def _saved_tensors(self) -> dict[str, Source]:
-        files = self._files
-        there = {split: files.tensors(split) for split in SPLITS if files.tensors(split).exists()}
-        if "train" not in there:
-            raise RecipeError(
-                f"add_data() without data looks for {files.tensors('train')}, which is not there: "
-                f"pass train=(x, y), or set data_date and base_dir to those of your files."
-            )
-        return {split: as_source(_tensor_tuple(read(path)), split) for split, path in there.items()}
-
-    def add_model(
-        self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None
-    ) -> "QuikSession":
-        """Set the model; a training that was under way with another model ends, and a new one begins.
-
-        Args:
-            model: a module, which is trained in place, or a function or class that makes one (under the seed).
-            state_dict: weights to start from, as a mapping or as the path of a file.
-
-        Raises:
-            RecipeError: `model` is neither.
-            CheckpointError: `state_dict` does not fit.
-        """
-        self._refuse_while_running("add_model")
-        if not isinstance(model, nn.Module) and not callable(model):
-            raise RecipeError(f"add_model takes a module such as Net(), and got a {type(model).__name__}.")
-        self._maker = None if isinstance(model, nn.Module) else model
-        module = model if isinstance(model, nn.Module) else self._make(model)
-        if state_dict is not None:
-            origin = "state_dict" if isinstance(state_dict, Mapping) else str(state_dict)
-            state = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
-            load_into(module, state, origin)
-        self._forget()
-        self._original = None
-        return self._with(model=module)
-
-    def _make(self, maker: Callable[[], nn.Module]) -> nn.Module:
-        with rng.preserved():
-            rng.seed_all(self._recipe.settings.seed)
-            module = maker()
-        if not isinstance(module, nn.Module):
-            raise RecipeError(f"add_model: {maker!r} gave a {type(module).__name__}, not a module.")
-        return module
-
-    def set_criterion(self, criterion: Any, **keywords: Any) -> "QuikSession":
-        """Set the loss: a class with its keywords, a function of (outputs, target), or an instance."""
-        return self._with(criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
-
-    def set_optimizer(self, optimizer: type[torch.optim.Optimizer], **keywords: Any) -> "QuikSession":
-        """Set the optimizer's class; it gets those of the session's lr, weight_decay, betas, eps that it takes.
-
-        Args:
-            optimizer: a class such as `torch.optim.AdamW`.
-            keywords: of its own; they win over the session's settings.
-        """
-        return self._with(optimizer=_spec("set_optimizer", optimizer, keywords))
-
-    def set_scheduler(
-        self, scheduler: Callable[..., Any] | None, per: str | None = None, **keywords: Any
-    ) -> "QuikSession":
-        """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.
-
-        Args:
-            scheduler: a class of `torch.optim.lr_scheduler`, or a function of (optimizer, ...); None for none.
-            per: "batch" or "epoch"; None for what the scheduler is meant for.
-            keywords: of its own.
-        """
-        if scheduler is None:
-            return self._with(scheduler=None)
-        if per not in (None, "batch", "epoch"):
-            raise RecipeError(f"set_scheduler: per={per!r} is not known: type per='batch' or per='epoch'.")
-        spec = _spec("set_scheduler", scheduler, keywords)
-        return self._with(scheduler=Scheduler(spec.target, spec.keywords, per))
-
-    def set_metrics(self, *, train: bool = False, **named: Any) -> "QuikSession":
-        """Set the metrics, by the name of their column in the history.
-
-        Args:
-            train: measure them on the training batches as well, in columns named `train_...`.
-            named: functions of (outputs, targets), which see the whole split at once, or torchmetrics metrics.
-        """
-        for name, metric in named.items():
-            if not callable(metric) or isinstance(metric, type):
-                raise RecipeError(
-                    f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
-                    f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
-                )
-        return self._with(metrics=dict(named), metrics_on_train=train)
-
-    def set_step(self, step: Callable[..., Any] | None) -> "QuikSession":
-        """Replace what is done with a batch.
-
-        Args:
-            step: `step(model, criterion, batch)` that returns the loss, or (loss, outputs) where there are metrics;
-                None for the default: `*inputs, target = batch` for tuples, `model(**batch).loss` for dicts.
-        """
-        if step is not None and not callable(step):
-            raise RecipeError(f"set_step takes a function step(model, criterion, batch), and got {step!r}.")
-        return self._with(step=step)
-
-    def _with(self, **parts: Any) -> "QuikSession":
-        self._refuse_while_running("this step")
-        self._recipe = replace(self._recipe, **parts)
-        return self
-
     # ------------------------------------------------------------------ training
 
     def train(
         self,
         epochs: int | None = None,
         processes: int | str | None = None,
+        background: bool = False,
         **changes: Any,
     ) -> Run:
         """Train; a second call goes on where the last one ended.
@@ -230,6 +103,8 @@ class QuikSession:
         Args:
             epochs: passes over the training split; None for the session's.
             processes: ranks of DistributedDataParallel; None for the session's.
+            background: return at once and train on in workers, with buttons in the view. Where cells are run without a
+                front end (nbclient, papermill) the cell waits, so that no run is lost.
             changes: settings for this call only, such as `lr=3e-4`.
 
         Raises:
@@ -239,91 +114,112 @@ class QuikSession:
             KeyboardInterrupt: the kernel was interrupted; rows, weights and state are kept.
         """
         __tracebackhide__ = True
-        self._refuse_while_running("train")
+        self._before_change("train")
         given = {"epochs": epochs, "processes": processes}
-        settings = self._recipe.settings.changed({**{k: v for k, v in given.items() if v is not None}, **changes})
+        settings = self.settings.changed({**{k: v for k, v in given.items() if v is not None}, **changes})
         recipe = replace(self._recipe, settings=settings)
         recipe.check()
-        placement = place(Request(settings.processes, settings.device, settings.start_method), Machine.detect())
-        run = self._start(recipe, placement)
-        run.foreground()
+        request = Request(settings.processes, settings.device, settings.start_method, background)
+        run = self._start(recipe, place(request, Machine.detect()))
+        leaves = background and not waits_for_cells()
+        view, _ = choose(settings.view, self._state.history, run if leaves else None, settings.name)
+        run.attach(view)
+        if leaves:
+            self._told = False
+            _BACKGROUND.add(run)
+            run.background()
+        else:
+            run.foreground()
         return run
 
     def _start(self, recipe: Recipe, placement: Placement) -> Run:
-        assert recipe.model is not None  # Recipe.check has seen to it
-        if self._original is None:
-            self._original = copied(recipe.model.state_dict())
-        progress = carried(self._progress, self._trained, recipe)
+        state = self._state
+        progress = carried(state.progress, state.trained, recipe)
         # the schedule spans the session's own epochs, also where this call trains fewer of them
-        plan = replace(recipe, settings=replace(recipe.settings, epochs=self._recipe.settings.epochs))
+        plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
         job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress)
-        started = launch(job, placement, self._saver(recipe.settings))
-        self._trained = recipe
-        self._run = Run(started, self._history, lambda run: self._settle(started), self._listen)
-        view, _ = choose(recipe.settings.view, self._history, title=recipe.settings.name)
-        self._run.attach(view)
-        return self._run
+        self._launch = launch(job, placement, state.begin(recipe))
+        self._run = run = Run(self._launch, state.history, self._settle, self._listen)
+        words = described(recipe)
+        before = self._attempts[-1].settings if self._attempts else None
+        changed = difference(before, words)
+        self._attempts.append(Attempt(words, progress.epoch, state.history, run, changed))
+        return run
 
-    def _saver(self, settings: Settings) -> Saver | None:
-        if not settings.save:
-            return None
-        if self._folder is None:
-            parts = ["run", self._files.date, time.strftime("%H%M%S"), settings.name]
-            self._folder = _unused(self._files.folder / "_".join(filter(None, parts)))
-        return Saver(self._folder, self._files, keep=settings.keep)
-
-    def _settle(self, started: Launch) -> None:
+    def _settle(self, run: Run) -> None:
         """Take the state of the last row home, however the run ended."""
-        outcome = started.outcome()
-        if outcome is None:
-            return
-        assert self._recipe.model is not None
-        self._recipe.model.load_state_dict(outcome.weights)
-        self._progress = outcome.progress
-        if outcome.row is not None and (not self._history.rows or self._history.rows[-1].epoch < outcome.row.epoch):
-            self._history.add(outcome.row)
-        for row in self._history:
-            path = self._files.weights(row.epoch)
-            if self._folder is not None and row.epoch not in self._stamps and path.exists():
-                self._stamps[row.epoch] = stamp(path)
+        assert self._launch is not None
+        outcome = self._launch.outcome()
+        if outcome is not None:
+            self._recipe.model.load_state_dict(outcome.weights)  # type: ignore[union-attr]
+            self._state.settle(outcome)
+        self._attempts[-1].settle()
 
     def _listen(self, event: Any) -> None:
-        names = {"EpochEnd": "epoch_end", "StepEnd": "step_end", "RunStart": "run_start", "RunEnd": "run_end"}
-        for name, function in self._listeners:
-            if names.get(type(event).__name__) == name:
+        name = EVENTS.get(type(event).__name__)
+        for wanted, function in self._listeners:
+            if wanted == name:
                 function(event)
 
-    def _refuse_while_running(self, what: str) -> None:
+    def on(self, event: str, function: Callable[[Any], None]) -> Self:
+        """Have a function called with each event of a kind; raising `StopTraining` in it ends the run.
+
+        Args:
+            event: "run_start", "step_end" (some a second, not each step), "epoch_end" or "run_end".
+            function: gets the plain record, such as `EpochEnd(row=Row(epoch=3, train_loss=...), best=True)`.
+        """
+        if event not in EVENTS.values():
+            raise RecipeError(f"on: there is no event {event!r}: {suggest(event, EVENTS.values())}")
+        self._listeners.append((event, function))
+        return self
+
+    def _before_change(self, what: str) -> None:
         if self._run is not None and self._run.state in ("running", "paused"):
             raise RecipeError(
                 f"{what}: a run of this session is {self._run.state}, and this would mix two trainings: "
                 f"wait for it with session.run.wait(), or end it with session.run.stop()."
             )
+        self._tell_failure()
 
-    def reset(self) -> "QuikSession":
+    def _tell_failure(self) -> None:
+        """Say once that a background run failed, to someone who may not have looked at its cell."""
+        if self._told or self._run is None or self._run.state != "failed":
+            return
+        self._told = True
+        warnings.warn(
+            f"The background run failed, and its rows are kept: {self._run.error!r} (session.run.error)", stacklevel=4
+        )
+
+    def _new_model(self) -> None:
+        self._state = State()
+
+    def reset(self) -> Self:
         """Start anew: the weights of before the first epoch, an empty history, a new run folder. Files stay."""
-        self._refuse_while_running("reset")
+        self._before_change("reset")
         if self._maker is not None:
             self._recipe = replace(self._recipe, model=self._make(self._maker))
-        elif self._original is not None and self._recipe.model is not None:
-            self._recipe.model.load_state_dict(self._original)
-        self._forget()
-        self._original = None
+        elif self._state.original is not None:
+            self.model.load_state_dict(self._state.original)
+        self._state = State()
         return self
 
     # ------------------------------------------------------------------ what came of it
 
     @property
     def model(self) -> nn.Module:
-        """The model with the weights of the history's last row: a plain module."""
+        """The model with the weights of the history's last row: a plain module, also while workers train on."""
         if self._recipe.model is None:
             raise RecipeError("There is no model yet: .add_model(Net()).")
+        if self._launch is not None and self._run is not None and self._run.state in ("running", "paused"):
+            outcome = self._launch.peek()
+            if outcome is not None:
+                self._recipe.model.load_state_dict(outcome.weights)
         return self._recipe.model
 
     @property
     def history(self) -> Any:
         """A pandas DataFrame: epoch (from 0), train_loss, valid_loss, the metrics, lr, time (seconds)."""
-        return self._history.frame()
+        return self._state.history.frame()
 
     @property
     def run(self) -> Run | None:
@@ -331,14 +227,25 @@ class QuikSession:
         return self._run
 
     @property
-    def folder(self) -> Path | None:
-        """The run folder with history and checkpoint; None where nothing was saved yet."""
-        return self._folder
+    def runs(self) -> Any:
+        """A DataFrame of what was tried: a line for each call of train(), with the settings changed since the last."""
+        return table(self._attempts)
 
     @property
-    def settings(self) -> Settings:
-        """The settings of the session."""
-        return self._recipe.settings
+    def folder(self) -> Path | None:
+        """The folder of the training's history and checkpoint, or None where nothing was saved yet."""
+        return self._state.folder
+
+    def show(self) -> None:
+        """Draw the live view again, with the whole history; it follows a run that is under way."""
+        run = self._run
+        live = run is not None and run.state in ("running", "paused")
+        controls = run if live and run is not None and run.leaves_kernel_free else None
+        view, _ = choose(self.settings.view or "auto", self._state.history, controls, self.settings.name)
+        if live and run is not None:
+            run.attach(view)
+        else:
+            view.close()
 
     def plot(self, log: bool = False) -> Any:
         """The loss curve as a matplotlib Figure.
@@ -348,7 +255,18 @@ class QuikSession:
         """
         from quik_nb.views.figure import figure
 
-        return figure(self._history, log=log)
+        return figure(self._state.history, log=log)
+
+    def compare(self, log: bool = False) -> Any:
+        """The curves of all attempts in one matplotlib Figure, named by what was changed.
+
+        Args:
+            log: draw the loss on a logarithmic scale.
+        """
+        from quik_nb.views.compare import overlay
+
+        rows = {f"{n}: {a.changed or 'first'}": a.rows or list(a.history) for n, a in enumerate(self._attempts)}
+        return overlay({name: History(values) for name, values in rows.items() if values}, log=log)
 
     def predict(self, data: Any) -> Any:
         """The model's outputs for all samples, in order, on the CPU.
@@ -356,7 +274,6 @@ class QuikSession:
         Args:
             data: anything that `add_data` takes, with or without a target, or the name of a split: "test".
         """
-        self._refuse_while_running("predict")
         return predict(self._checked("predict", "model"), self._source(data), self._device)
 
     def evaluate(self, split: Any = "valid") -> dict[str, float]:
@@ -365,19 +282,19 @@ class QuikSession:
         Args:
             split: "train", "valid" or "test", or data of its own.
         """
-        self._refuse_while_running("evaluate")
         return evaluate(self._checked("evaluate", "model", "criterion"), self._source(split), self._device)
 
     def _checked(self, what: str, *parts: str) -> Recipe:
+        """The recipe, with the weights of the last row, if these parts are set."""
         calls = [call for part, call in self._recipe.missing().items() if part in parts]
         if calls:
             raise RecipeError(f"{what} needs more; still to type: " + ", ".join(f".{call}" for call in calls))
-        return self._recipe
+        self._tell_failure()
+        return replace(self._recipe, model=self.model)
 
     @property
     def _device(self) -> torch.device:
-        settings = self._recipe.settings
-        return torch.device(place(Request(1, settings.device), Machine.detect()).devices[0])
+        return torch.device(place(Request(1, self.settings.device), Machine.detect()).devices[0])
 
     def _source(self, data: Any) -> Source:
         """A split by its name, or data of its own."""
@@ -391,87 +308,76 @@ class QuikSession:
 
     # ------------------------------------------------------------------ files
 
-    @property
-    def _files(self) -> Files:
-        return Files(Path(self._recipe.settings.base_dir), self._recipe.settings.date)
-
-    def load_epoch(self, epoch: int) -> "QuikSession":
+    def load_epoch(self, epoch: int) -> Self:
         """Load the weights that were saved after an epoch of this session's training.
 
         Raises:
             CheckpointError: they were not saved, were overwritten by another training, or do not fit the model, which
                 is then left as it was.
         """
-        self._refuse_while_running("load_epoch")
-        path = self._files.weights(epoch)
-        if epoch not in self._stamps:
-            saved = ", ".join(map(str, sorted(self._stamps))) or "none"
-            raise CheckpointError(
-                f"The weights of epoch {epoch!r} were not saved by this session (saved are: {saved}): "
-                f"train with save=True, or load a file with add_model(model, state_dict={str(path)!r})."
-            )
-        if path.exists() and stamp(path) != self._stamps[epoch]:
-            raise CheckpointError(
-                f"{path} has been overwritten since this session saved it, so it holds another training's weights: "
-                f"give each session a base_dir of its own, or load it by add_model(model, state_dict={str(path)!r})."
-            )
+        self._before_change("load_epoch")
+        path = self._state.weights_file(epoch, self._files)
         load_into(self.model, read_weights(path), path.name)
         return self
 
-    def load_best(self) -> "QuikSession":
+    def load_best(self) -> Self:
         """Load the weights of the epoch with the lowest valid_loss (train_loss where there is no validation split).
 
         Raises:
             CheckpointError: as `load_epoch`, or nothing was trained yet.
         """
-        best = self._history.best
+        best = self._state.history.best
         if best is None:
             raise CheckpointError("There is no best epoch yet, as nothing was trained: session.train() first.")
         return self.load_epoch(best.epoch)
 
+    @classmethod
+    def resume(cls, folder: str | Path | None = None, base_dir: str | Path = ".") -> Self:
+        """Pick up a run folder, also in a new kernel: recipe, weights, optimizer, random numbers and history.
+
+        A run folder holds the model's code, so read only folders that you trust.
+
+        Args:
+            folder: such as `data/run_20210101_120000`; None for the latest in `base_dir`.
+            base_dir: where data/ lies.
+
+        Raises:
+            CheckpointError: the folder has no checkpoint that can be gone on from.
+        """
+        where = latest_folder(Path(base_dir)) if folder is None else Path(folder)
+        saved = read_session(where)
+        session = cls()
+        session._recipe = saved.recipe
+        session._state = State(saved.history, saved.progress, saved.recipe, saved.original, where)
+        load_into(session.model, saved.weights, str(where))
+        session._state.stamp(session._files)
+        return session
+
     # ------------------------------------------------------------------ how it shows
 
     def __repr__(self) -> str:
-        return summary_text(self._recipe, self._history)
+        return summary_text(self._recipe, self._state.history)
 
     def _repr_html_(self) -> str:
-        return summary_html(self._recipe, self._history)
+        return summary_html(self._recipe, self._state.history)
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") or name.startswith("__")]
 
 
-def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | None = None) -> Any:
-    """A class or function and its keywords; an instance as it is, where that is allowed."""
-    if instance is not None and isinstance(target, instance):
-        if keywords:
-            raise RecipeError(
-                f"{step}: {target!r} is made already, so {', '.join(keywords)} come too late: pass the class."
-            )
-        return target
-    if not callable(target) or isinstance(target, torch.optim.Optimizer | nn.Module):
-        hint = (
-            f"{step}({type(target).__name__}, ...)"
-            if isinstance(target, torch.optim.Optimizer)
-            else f"{step}(Class, ...)"
-        )
-        raise RecipeError(
-            f"{step} takes a class and its keywords, and got {type(target).__name__} {target!r:.60}: type {hint}, "
-            f"so that it can be made anew wherever the training runs."
-        )
-    return Spec(target, keywords)
+_BACKGROUND: "weakref.WeakSet[Run]" = weakref.WeakSet()
+"""Runs that a kernel which ends must end with it."""
 
 
-def _tensor_tuple(value: Any) -> Any:
-    return value.tensors if hasattr(value, "tensors") else value
-
-
-def _unused(folder: Path) -> Path:
-    """The folder, with a number behind it where it exists already."""
-    candidate, number = folder, 1
-    while candidate.exists():
-        candidate, number = folder.with_name(f"{folder.name}_{number}"), number + 1
-    return candidate
+@atexit.register
+def _end_background_runs() -> None:
+    """Stop what still runs and give it a moment to keep its state, so that its folder can be resumed."""
+    live = [run for run in _BACKGROUND if run.state in ("running", "paused")]
+    for run in live:
+        run.stop()
+    until = time.monotonic() + EXIT_SECONDS
+    for run in live:
+        run.close(max(0.0, until - time.monotonic()))
 
 
 QuikSession.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what Shift-Tab shows in a notebook

@@ -225,6 +225,8 @@ def _as_tensor(value: Any) -> Tensor:
 
 def _from_frame(frame: Any, split: str, target: str | None, like: Source | None, labelled: bool) -> Tensors:
     columns = list(frame.columns)
+    if not len(frame):
+        raise RecipeError(f"{split} is a DataFrame without rows: there is nothing to use; pass some samples.")
     if isinstance(like, Tensors) and like.columns is not None:
         features, target = list(like.columns), target or like.target
     else:
@@ -283,16 +285,20 @@ def _column(column: Any, split: str) -> Tensor:
 
 def as_sources(train: Any, valid: Any, test: Any, target: str | None, seed: int) -> dict[str, Source]:
     """The sources of all splits by name; shares such as `valid=0.2` are cut from the training split by the seed."""
-    sources = {"train": as_source(train, "train", target)}
-    for name, data in (("test", test), ("valid", valid)):
+    whole = as_source(train, "train", target)
+    sources = {"train": whole}
+    for name, data in (("valid", valid), ("test", test)):
         if isinstance(data, int | float) and not isinstance(data, bool):
-            sources["train"], sources[name] = split_off(sources["train"], data, seed + (name == "test"), name)
+            seed_here = seed + (name == "test")
+            sources["train"], sources[name] = split_off(sources["train"], data, seed_here, name, of=whole)
         elif data is not None:
             sources[name] = as_source(data, name, target if hasattr(data, "iloc") else None, like=sources["train"])
     return sources
 
 
-def split_off(source: Source, part: float, seed: int, name: str = "valid") -> tuple[Source, Source]:
+def split_off(
+    source: Source, part: float, seed: int, name: str = "valid", of: Source | None = None
+) -> tuple[Source, Source]:
     """Divide a source in two by a seeded permutation: (the rest, the part).
 
     Args:
@@ -300,6 +306,7 @@ def split_off(source: Source, part: float, seed: int, name: str = "valid") -> tu
         part: a share such as 0.2, or a number of samples such as 500.
         seed: the same seed gives the same division.
         name: of the part, for messages.
+        of: what a share is a share of, where another part was cut off before; None for the source.
     """
     if isinstance(source, Stream):
         raise RecipeError(
@@ -307,8 +314,8 @@ def split_off(source: Source, part: float, seed: int, name: str = "valid") -> tu
             f"pass a dataset of its own, {name}=..."
         )
     total = len(source)
-    count = round(total * part) if part < 1 else int(part)
-    if part <= 0 or not 0 < count < total:
+    count = round(len(source if of is None else of) * part) if isinstance(part, float) else part
+    if not 0 < count < total:
         raise RecipeError(
             f"{name}={part} of {total:,} samples leaves one of the splits empty: "
             f"type a share such as {name}=0.2, or a number of samples below {total:,}."

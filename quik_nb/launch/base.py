@@ -31,4 +31,7 @@ class Launch(Protocol):
 
     def close(self) -> None: ...
 
+    def peek(self) -> Outcome | None:
+        """The state of the last row while the training goes on elsewhere; None where it is at hand already."""
+
     def outcome(self) -> Outcome | None: ...

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
@@ -20,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import RecipeError
-from quik_nb.sources import Source, Tensors
+from quik_nb.sources import SPLITS, Source, Tensors
 from quik_nb.training.trainer import Job
 
-SPLITS = ("train", "valid", "test")
 PREFIX = "quik_nb_"
 
 
@@ -145,17 +145,26 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{key!r}]" if not isinstance(key, str) else f".{key}", part) for key, part in value.items())
     elif isinstance(value, list | tuple):
         yield from ((f"[{i}]", part) for i, part in enumerate(value))
+    elif isinstance(value, Job):
+        yield from _parts(value.recipe)  # the parts of a session, as its user knows them
     elif is_dataclass(value):
         yield from ((f".{f.name}", getattr(value, f.name)) for f in fields(value))
     elif isinstance(value, nn.Module):
         yield from ((f".{name}", part) for name, part in value.named_children())
         yield from ((f".{name}", part) for name, part in vars(value).items() if not name.startswith("_"))
+        yield from _methods(value)
     elif hasattr(value, "__closure__"):
         names = value.__code__.co_freevars
         yield from ((f" (its {n})", c.cell_contents) for n, c in zip(names, value.__closure__ or (), strict=True))
         yield from ((f" (its {n})", value.__globals__[n]) for n in value.__code__.co_names if n in value.__globals__)
     elif hasattr(value, "__dict__"):
         yield from ((f".{name}", part) for name, part in vars(value).items())
+        yield from _methods(value)
+
+
+def _methods(value: Any) -> Iterator[tuple[str, Any]]:
+    """The functions of its class; those of a class from a cell travel by value, with the globals that they use."""
+    yield from ((f".{name}", part) for name, part in vars(type(value)).items() if isinstance(part, FunctionType))
 
 
 def _pickles(value: Any) -> bool:

@@ -64,6 +64,9 @@ class InProcess:
         if not self._finished:
             self.model.load_state_dict(self._kept.weights)
 
+    def peek(self) -> None:
+        """Nothing: the model is trained in place."""
+
     def outcome(self) -> Outcome:
         """The state of the last row."""
         return self._kept

@@ -200,6 +200,12 @@ class Workers:
         self.controls.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def peek(self) -> Outcome | None:
+        """The state of the last row so far."""
+        if self._closed or self._checkpoint_stamp() in (None, self._before):
+            return self._outcome
+        return Outcome(*read_checkpoint(self.saver.folder))
+
     def _checkpoint_stamp(self) -> tuple[int, int] | None:
         path = self.saver.folder / CHECKPOINT
         return stamp(path) if path.exists() else None

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-SHARE = 0.02
-"""part of the wall time that a view may spend"""
+SHARE = 0.015
+"""part of the wall time that a view may spend on drawing, so that with all it does else it stays below 2 %"""
 ALLOWANCE = 0.018
 """seconds that it may spend on top, for a whole run: the rows of some twenty short epochs, one by one"""
 

@@ -135,6 +135,8 @@ class _Board:
 
     def close(self) -> None:
         """Close every model, their layouts and styles too, so that none is saved with the notebook."""
+        for part in (*self.parts.values(), self.foot):
+            part.value = ""  # nbclient saves the state of closed widgets as well: let there be nothing in it
         for model in {id(model): model for model in _models(self._box)}.values():
             model.close()
 

@@ -255,7 +255,7 @@ def test_a_second_interrupt_ends_at_once() -> None:
 
     with at_step(killed, STEPS + 2, twice), pytest.raises(KeyboardInterrupt):
         killed.train()
-    after = [row.epoch for row in killed._history]
+    after = [row.epoch for row in killed._state.history]
     killed.train(2)
 
     assert [0] == after
@@ -286,7 +286,7 @@ def test_pause_and_resume_change_no_number() -> None:
     assert ["paused"] == seen
     assert "finished" == run.state
     assert rows(straight) == rows(paused)
-    assert ["paused 0 s"] == [mark.label for mark in paused._history.marks]
+    assert ["paused 0 s"] == [mark.label for mark in paused._state.history.marks]
 
 
 def test_a_stop_ends_a_pause() -> None:

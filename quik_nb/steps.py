@@ -1,0 +1,192 @@
+"""The chainable steps that put a recipe together, by PyTorch's own names; each replaces just its part."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from quik_nb.errors import RecipeError
+from quik_nb.recipe import Recipe, Scheduler, Spec
+from quik_nb.settings import Settings
+from quik_nb.sources import SPLITS, Source, as_source, as_sources
+from quik_nb.training import rng
+from quik_nb.training.checkpoint import Files, load_into, read, read_weights
+
+
+class Steps:
+    """A recipe that grows step by step, in any order.
+
+    Args:
+        settings: the session's settings by name.
+
+    Raises:
+        RecipeError: a setting does not exist or has a value that cannot be used.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._recipe = Recipe(Settings().changed(settings))
+        self._maker: Callable[[], nn.Module] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the session."""
+        return self._recipe.settings
+
+    @property
+    def _files(self) -> Files:
+        return Files(Path(self.settings.base_dir), self.settings.date)
+
+    def _before_change(self, what: str) -> None:
+        """Called before a step changes the recipe; raises where that may not be."""
+
+    def _new_model(self) -> None:
+        """Called when another model is set: what was trained is past."""
+
+    def add_data(self, train: Any = None, valid: Any = None, test: Any = None, *, target: str | None = None) -> Self:
+        """Set the samples to train on, and those to validate and test on.
+
+        Args:
+            train: a tuple of tensors or arrays (the last one is the target), a dict of tensors, a `TensorDataset`, a
+                `Dataset` or `IterableDataset`, a `DataLoader`, or a DataFrame with `target`. None takes the saved
+                tensors of the `data_date`, `data/train_tensor_20210101.pt` and so on.
+            valid: the same, or a share such as 0.2 or a number of samples, cut from `train` by the seed.
+            test: likewise.
+            target: the name of the target column of a DataFrame.
+
+        Raises:
+            RecipeError: the data cannot be used; the message says what to type instead.
+        """
+        self._before_change("add_data")
+        given = train is not None
+        sources = as_sources(train, valid, test, target, self.settings.seed) if given else self._saved_tensors()
+        return self._with(**{split: sources.get(split) for split in SPLITS})
+
+    def _saved_tensors(self) -> dict[str, Source]:
+        files = self._files
+        there = {split: files.tensors(split) for split in SPLITS if files.tensors(split).exists()}
+        if "train" not in there:
+            raise RecipeError(
+                f"add_data() without data looks for {files.tensors('train')}, which is not there: "
+                f"pass train=(x, y), or set data_date and base_dir to those of your files."
+            )
+        return {split: as_source(_tensor_tuple(read(path)), split) for split, path in there.items()}
+
+    def add_model(
+        self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None
+    ) -> Self:
+        """Set the model; a training that was under way with another model ends, and a new one begins.
+
+        Args:
+            model: a module, which is trained in place, or a function or class that makes one (under the seed).
+            state_dict: weights to start from, as a mapping or as the path of a file.
+
+        Raises:
+            RecipeError: `model` is neither.
+            CheckpointError: `state_dict` does not fit.
+        """
+        self._before_change("add_model")
+        if not isinstance(model, nn.Module) and not callable(model):
+            raise RecipeError(f"add_model takes a module such as Net(), and got a {type(model).__name__}.")
+        self._maker = None if isinstance(model, nn.Module) else model
+        module = model if isinstance(model, nn.Module) else self._make(model)
+        if state_dict is not None:
+            origin = "state_dict" if isinstance(state_dict, Mapping) else str(state_dict)
+            state = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
+            load_into(module, state, origin)
+        self._new_model()
+        return self._with(model=module)
+
+    def _make(self, maker: Callable[[], nn.Module]) -> nn.Module:
+        with rng.preserved():
+            rng.seed_all(self.settings.seed)
+            module = maker()
+        if not isinstance(module, nn.Module):
+            raise RecipeError(f"add_model: {maker!r} gave a {type(module).__name__}, not a module.")
+        return module
+
+    def set_criterion(self, criterion: Any, **keywords: Any) -> Self:
+        """Set the loss: a class with its keywords, a function of (outputs, target), or an instance."""
+        return self._with(criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
+
+    def set_optimizer(self, optimizer: type[torch.optim.Optimizer], **keywords: Any) -> Self:
+        """Set the optimizer's class; it gets those of the session's lr, weight_decay, betas, eps that it takes.
+
+        Args:
+            optimizer: a class such as `torch.optim.AdamW`.
+            keywords: of its own; they win over the session's settings.
+        """
+        return self._with(optimizer=_spec("set_optimizer", optimizer, keywords))
+
+    def set_scheduler(self, scheduler: Callable[..., Any] | None, per: str | None = None, **keywords: Any) -> Self:
+        """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.
+
+        Args:
+            scheduler: a class of `torch.optim.lr_scheduler`, or a function of (optimizer, ...); None for none.
+            per: "batch" or "epoch"; None for what the scheduler is meant for.
+            keywords: of its own.
+        """
+        if scheduler is None:
+            return self._with(scheduler=None)
+        if per not in (None, "batch", "epoch"):
+            raise RecipeError(f"set_scheduler: per={per!r} is not known: type per='batch' or per='epoch'.")
+        spec = _spec("set_scheduler", scheduler, keywords)
+        return self._with(scheduler=Scheduler(spec.target, spec.keywords, per))
+
+    def set_metrics(self, *, train: bool = False, **named: Any) -> Self:
+        """Set the metrics, by the name of their column in the history.
+
+        Args:
+            train: measure them on the training batches as well, in columns named `train_...`.
+            named: functions of (outputs, targets), which see the whole split at once, or torchmetrics metrics.
+        """
+        for name, metric in named.items():
+            if not callable(metric) or isinstance(metric, type):
+                raise RecipeError(
+                    f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
+                    f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
+                )
+        return self._with(metrics=dict(named), metrics_on_train=train)
+
+    def set_step(self, step: Callable[..., Any] | None) -> Self:
+        """Replace what is done with a batch.
+
+        Args:
+            step: `step(model, criterion, batch)` that returns the loss, or (loss, outputs) where there are metrics;
+                None for the default: `*inputs, target = batch` for tuples, `model(**batch).loss` for dicts.
+        """
+        if step is not None and not callable(step):
+            raise RecipeError(f"set_step takes a function step(model, criterion, batch), and got {step!r}.")
+        return self._with(step=step)
+
+    def _with(self, **parts: Any) -> Self:
+        self._before_change("this step")
+        self._recipe = replace(self._recipe, **parts)
+        return self
+
+
+def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | None = None) -> Any:
+    """A class or function and its keywords; an instance as it is, where that is allowed."""
+    if instance is not None and isinstance(target, instance):
+        if keywords:
+            raise RecipeError(
+                f"{step}: {target!r} is made already, so {', '.join(keywords)} come too late: pass the class."
+            )
+        return target
+    if not callable(target) or isinstance(target, torch.optim.Optimizer | nn.Module):
+        hint = (
+            f"{step}({type(target).__name__}, ...)"
+            if isinstance(target, torch.optim.Optimizer)
+            else f"{step}(Class, ...)"
+        )
+        raise RecipeError(
+            f"{step} takes a class and its keywords, and got {type(target).__name__} {target!r:.60}: type {hint}, "
+            f"so that it can be made anew wherever the training runs."
+        )
+    return Spec(target, keywords)
+
+
+def _tensor_tuple(value: Any) -> Any:
+    return value.tensors if hasattr(value, "tensors") else value

@@ -1,0 +1,107 @@
+"""A run folder made to go on from: what is written there beside history and checkpoint, and how it is read again.
+
+`recipe.pt` holds the recipe without its samples, `samples.pt` the samples where they are small enough to be kept twice.
+Both are written once, when a training begins. Reading them runs the code in them: only folders that the user names.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+
+from quik_nb.errors import CheckpointError
+from quik_nb.history import History
+from quik_nb.recipe import Recipe
+from quik_nb.sources import SPLITS, Source, Tensors
+from quik_nb.training.checkpoint import write
+from quik_nb.training.saver import CHECKPOINT, HISTORY, read_checkpoint
+from quik_nb.training.trainer import Progress
+
+RECIPE, SAMPLES = "recipe.pt", "samples.pt"
+
+SAMPLES_BYTES = 256 * 2**20
+"""Samples up to this size are kept in the run folder; larger ones are to be added again after resume."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run folder holds."""
+
+    recipe: Recipe
+    weights: dict[str, Any]
+    progress: Progress
+    history: History
+    original: dict[str, Any] | None
+    """the weights of before the first epoch"""
+
+
+def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples: bool) -> None:
+    """Write what a new kernel needs to go on; what cannot be written is warned about, and training goes on.
+
+    Args:
+        recipe: with its samples.
+        original: the weights of before the first epoch.
+        folder: the run folder.
+        samples: whether they are new, so that they are to be written too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = replace(recipe, train=None, valid=None, test=None)
+    try:
+        write({"recipe": bare, "original": original}, folder / RECIPE, pickle_module=cloudpickle)
+        if samples and size(recipe) <= SAMPLES_BYTES:
+            sources = {split: getattr(recipe, split) for split in SPLITS}
+            write(sources, folder / SAMPLES, pickle_module=cloudpickle)
+    except Exception as error:  # anything may be in a recipe; that it cannot be written must not stop the training
+        warnings.warn(
+            f"This training cannot be resumed in another kernel, since a part of it cannot be written ({error}).",
+            stacklevel=2,
+        )
+
+
+def size(recipe: Recipe) -> int:
+    """Bytes of the samples in memory, those of all splits once; 0 where they are not tensors."""
+    tensors = {t.data_ptr(): t for s in SPLITS for t in _tensors(getattr(recipe, s))}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _tensors(source: Source | None) -> tuple[torch.Tensor, ...]:
+    return source.tensors if isinstance(source, Tensors) else ()
+
+
+def latest_folder(base_dir: Path) -> Path:
+    """The run folder under `base_dir` that was written last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folders = [p.parent for p in (base_dir / "data").glob(f"run_*/{CHECKPOINT}")]
+    if not folders:
+        raise CheckpointError(
+            f"There is no run folder with a checkpoint in {base_dir / 'data'}: name one, resume('data/run_...')."
+        )
+    return max(folders, key=lambda folder: (folder / CHECKPOINT).stat().st_mtime_ns)
+
+
+def read_session(folder: Path) -> Saved:
+    """What a run folder holds, in step: the history up to where the checkpoint stands.
+
+    Raises:
+        CheckpointError: something of it is missing or damaged.
+    """
+    weights, progress, _ = read_checkpoint(folder)
+    try:
+        kept = torch.load(folder / RECIPE, map_location="cpu", weights_only=False)
+        there = (folder / SAMPLES).exists()
+        sources = torch.load(folder / SAMPLES, map_location="cpu", weights_only=False) if there else {}
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} has weights, and no recipe that can be read ({type(error).__name__}: {error}): put the session "
+            f"together anew and take the weights with add_model(model, state_dict='{folder / CHECKPOINT}')."
+        ) from error
+    history = History.from_jsonl((folder / HISTORY).read_text())
+    last = progress.epoch + (progress.step > 0)
+    history.rows = [row for row in history.rows if row.epoch < last]
+    return Saved(replace(kept["recipe"], **sources), weights, progress, history, kept["original"])

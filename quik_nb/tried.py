@@ -1,0 +1,79 @@
+"""What a session has tried: a line for each call of train(), with the settings changed since the one before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from quik_nb.events import Row
+from quik_nb.history import History, score
+from quik_nb.recipe import Recipe
+from quik_nb.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_COMPARED = ("name", "view", "base_dir", "data_date", "output", "timeout")
+"""Settings that do not change what is learned."""
+
+
+@dataclass
+class Attempt:
+    """One call of train()."""
+
+    settings: Mapping[str, str]
+    """what was trained how, in words, by name"""
+    first: int
+    """the epoch it began with"""
+    history: History
+    run: Run
+    changed: str = ""
+    """what differs from the attempt before"""
+    rows: list[Row] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Keep the rows of this attempt, which a later one may go on from."""
+        self.rows = [row for row in self.history if row.epoch >= self.first]
+
+
+def described(recipe: Recipe) -> dict[str, str]:
+    """The parts of a recipe and its settings in words."""
+    settings = vars(recipe.settings) if hasattr(recipe.settings, "__dict__") else {}
+    parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion, "optimizer": recipe.optimizer}
+    if recipe.scheduler is not None:
+        parts["scheduler"] = recipe.scheduler
+    return {name: f"{value}" for name, value in {**parts, **settings}.items() if name not in NOT_COMPARED}
+
+
+def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """The settings that differ, as they would be typed.
+
+    >>> difference({"lr": "0.1", "seed": "1"}, {"lr": "0.2", "seed": "1"})
+    'lr=0.2'
+    """
+    if before is None:
+        return ""
+    changed = [f"{name}={value}" for name, value in now.items() if before.get(name) != value]
+    return ", ".join([*changed, *(f"no {name}" for name in before if name not in now)])
+
+
+def table(attempts: list[Attempt]) -> "pd.DataFrame":
+    """One line for each attempt: epochs, the best loss and where, seconds, state, and what was changed."""
+    import pandas as pd
+
+    lines: list[dict[str, Any]] = []
+    for number, attempt in enumerate(attempts):
+        rows = attempt.rows or [row for row in attempt.history if row.epoch >= attempt.first]
+        best = min(rows, key=score, default=None)
+        lines.append(
+            {
+                "run": number,
+                "state": attempt.run.state,
+                "epochs": f"{rows[0].epoch}-{rows[-1].epoch}" if rows else "none",
+                "best_epoch": None if best is None else best.epoch,
+                "best_loss": None if best is None else score(best),
+                "time": sum(row.time for row in rows),
+                "changed": attempt.changed,
+            }
+        )
+    columns = ["run", "state", "epochs", "best_epoch", "best_loss", "time", "changed"]
+    return pd.DataFrame(lines, columns=columns).set_index("run")
