@@ -204,15 +204,15 @@ def test_the_png_takes_any_letters(make_row: Make) -> None:
     assert png(history).startswith(b"\x89PNG")
 
 
-def test_the_figure_holds_the_rows(make_history: Make) -> None:
-    """The figure has a panel for the losses and one for each metric, with the values of the rows."""
-    history = make_history(8)
+def test_the_figure_holds_the_rows(make_row: Make) -> None:
+    """The figure has a panel for the losses and one for each metric, with the values of the rows; dollars are text."""
+    history = History([make_row(epoch, metrics={r"$\bad{$": 0.5}) for epoch in range(8)])
     history.record(Mark(3.0, r"$\bad{$"))
     drawn = figure(history)
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png")
 
-    assert ["loss", "accuracy"] == [axes.get_ylabel() for axes in drawn.axes]
+    assert ["loss", r"$\bad{$"] == [axes.get_ylabel() for axes in drawn.axes]
     assert [row.train_loss for row in history] == list(drawn.axes[0].lines[0].get_ydata())
     assert "log" == figure(history, log=True).axes[0].get_yscale()
 
