@@ -39,8 +39,9 @@ class Run:
         self._start: RunStart | None = None
         self._done = threading.Event()
         self.leaves_kernel_free = False
-        self.state = "running"
+        self.state = "stopped"  # until it begins: an interrupt before that leaves nothing under way
         self.error: BaseException | None = None
+        self._ending = False
 
     @property
     def history(self) -> "pd.DataFrame":
@@ -96,7 +97,7 @@ class Run:
     def foreground(self) -> None:
         """Consume the run here. The first interrupt stops it at a step boundary, a second one at once."""
         __tracebackhide__ = True
-        with interruptible(self.stop) as interrupted:
+        with interruptible(self._interrupted) as interrupted:
             self._consume()
         error = self.error
         if error is not None and any(isinstance(e, WorkerError) for e in (error, error.__cause__)):
@@ -109,10 +110,12 @@ class Run:
     def background(self) -> None:
         """Consume the run in a thread; returns at once."""
         self.leaves_kernel_free = True
+        self.state = "running"
         threading.Thread(target=self._consume, name="quik_nb run", daemon=True).start()
 
     def _consume(self) -> None:
         __tracebackhide__ = True
+        self.state = "running"
         try:
             try:
                 for event in self._launch:
@@ -122,12 +125,19 @@ class Run:
                 if not isinstance(error, KeyboardInterrupt):
                     self._take(WorkerFailure(f"{type(error).__name__}: {error}"))
             finally:
+                self._ending = True
                 self._launch.close()
                 self._settle(self)
                 for view in self._views:
                     view.close()
         finally:
             self._done.set()
+
+    def _interrupted(self, count: int) -> None:
+        if count == 1:
+            self.stop()
+        elif count == 2 and not self._ending:  # once only: a further one would break the ending off half way
+            raise KeyboardInterrupt
 
     def _take(self, event: Event) -> None:
         self._history.record(event)
@@ -151,8 +161,8 @@ class Run:
 
 
 @contextmanager
-def interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Within it, a first interrupt calls `stop` and a second raises KeyboardInterrupt; gives whether one came.
+def interruptible(act: Callable[[int], None]) -> Iterator[Callable[[], bool]]:
+    """Within it, an interrupt calls `act` with its number, 1 for the first; gives whether one came.
 
     Signals are handled in the main thread only; elsewhere nothing changes.
     """
@@ -161,9 +171,7 @@ def interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal count
         count += 1
-        if count > 1:
-            raise KeyboardInterrupt
-        stop()
+        act(count)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -155,7 +155,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _methods(value)
     elif hasattr(value, "__closure__"):
         names = value.__code__.co_freevars
-        yield from ((f" (its {n})", c.cell_contents) for n, c in zip(names, value.__closure__ or (), strict=True))
+        cells = dict(zip(names, value.__closure__ or (), strict=True))
+        cells.pop("__class__", None)  # for super(): the class that this function was found in
+        yield from ((f" (its {n})", cell.cell_contents) for n, cell in cells.items())
         yield from ((f" (its {n})", value.__globals__[n]) for n in value.__code__.co_names if n in value.__globals__)
     elif hasattr(value, "__dict__"):
         yield from ((f".{name}", part) for name, part in vars(value).items())

@@ -6,6 +6,7 @@ A kernel or script of these tests has a folder for temporary files of its own, s
 from pathlib import Path
 
 import psutil
+
 from harness.kernel import Kernel
 
 SETUP = """
