@@ -5,6 +5,7 @@ the decision for eight GPUs is tested on a laptop.
 """
 
 import os
+import re
 import threading
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def _device_kind(device: str | None, machine: Machine) -> tuple[str, str]:
     if device is None:
         return ("cuda", "a GPU is there") if machine.gpus else ("cpu", "no GPU was found")
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps"):
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", device):
         raise PlacementError(
             f"device={device!r} is not a device that can be trained on: type 'cpu', 'cuda' or 'cuda:0'."
         )

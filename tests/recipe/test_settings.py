@@ -1,0 +1,64 @@
+"""Settings check themselves, and what they say names the value and what to type."""
+
+from typing import Any
+
+import pytest
+
+from quik_nb import RecipeError, Settings
+from quik_nb.settings import setting_names
+
+GOOD: list[dict[str, Any]] = [
+    {"epochs": 1, "batch_size": 1, "accumulate": 3},
+    {"lr": 1, "weight_decay": 0, "betas": (0.9, 0.99), "eps": 1e-8},
+    {"seed": 0, "keep": 1, "processes": 4},
+    {"processes": "auto", "precision": "bf16", "view": False},
+    {"data_date": "20210101", "base_dir": "runs", "name": "my run"},
+]
+
+BAD: list[tuple[str, Any]] = [
+    ("epochs", 0),
+    ("epochs", 2.5),
+    ("epochs", True),
+    ("batch_size", -1),
+    ("accumulate", 0),
+    ("lr", 0),
+    ("lr", float("nan")),
+    ("lr", "1e-3"),
+    ("weight_decay", -0.1),
+    ("betas", 0.9),
+    ("betas", (0.9,)),
+    ("seed", -1),
+    ("seed", 1.5),
+    ("precision", "float16"),
+    ("processes", 0),
+    ("processes", "all"),
+    ("clip_norm", -1),
+    ("keep", 0),
+    ("view", True),
+    ("start_method", "thread"),
+    ("data_date", "../../etc"),
+    ("data_date", 20210101),
+]
+
+
+@pytest.mark.parametrize("changes", GOOD)
+def test_good_values(changes: dict[str, Any]) -> None:
+    """Values that can be used are taken as they are."""
+    settings = Settings().changed(changes)
+
+    assert changes == {name: getattr(settings, name) for name in changes}
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_values(name: str, value: Any) -> None:
+    """A value that cannot be used is named with the setting, and nothing changes."""
+    with pytest.raises(RecipeError, match=f"^{name}="):
+        Settings().changed({name: value})
+
+
+@pytest.mark.parametrize("name", setting_names())
+def test_a_typo_in_each_setting(name: str) -> None:
+    """A setting with its first two letters swapped is recognised."""
+    typo = name[:1] * 2 + name[1:]
+    with pytest.raises(RecipeError, match=f"no setting '{typo}': did you mean '{name}'"):
+        Settings().changed({typo: 1})

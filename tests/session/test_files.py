@@ -1,0 +1,263 @@
+"""Files: their names, whole at any moment, of this session, and safe to read."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness.plain import distance, network, regression, weights
+from torch import nn
+
+from quik_nb import CheckpointError, QuikSession
+from quik_nb.training.checkpoint import write
+
+DATE = "20210101"
+
+
+def saving(folder: Path, **settings: Any) -> QuikSession:
+    """A session that writes into a folder."""
+    return regression(**{"epochs": 3, "save": True, "base_dir": folder, "data_date": DATE, **settings})
+
+
+def names(folder: Path) -> list[str]:
+    """The weight files that are there."""
+    return sorted(path.name.removesuffix(f"_{DATE}.pt") for path in (folder / "data").glob("*.pt"))
+
+
+def test_weights_are_saved_under_their_usual_names(tmp_path: Path) -> None:
+    """`state_dict_eorig` has the weights of before, `e0`, `e1`, ... those after each epoch, readable by plain torch."""
+    session = saving(tmp_path)
+    before = weights(session.model)
+    session.train()
+    original, last = (torch.load(tmp_path / "data" / f"state_dict_{e}_{DATE}.pt") for e in ("eorig", "e2"))
+
+    assert ["state_dict_e0", "state_dict_e1", "state_dict_e2", "state_dict_eorig"] == names(tmp_path)
+    assert 0.0 == distance(before, original)
+    assert 0.0 == distance(session.model, last)
+
+
+def test_an_epoch_is_loaded_back(tmp_path: Path) -> None:
+    """`load_epoch(0)` holds the weights that a session of one epoch ends with."""
+    once, session = regression(epochs=1), saving(tmp_path)
+    once.train()
+    session.train()
+    session.load_epoch(0)
+
+    assert 0.0 == distance(once.model, session.model)
+
+
+def test_the_best_epoch_is_loaded_back(tmp_path: Path) -> None:
+    """`load_best()` holds the weights of the row with the lowest valid_loss."""
+    session = saving(tmp_path, epochs=6, lr=0.9)
+    session.train()
+    best = session.history["valid_loss"].min()
+    last = session.evaluate()["loss"]
+    session.load_best()
+
+    assert best == session.evaluate()["loss"]
+    assert last == session.history["valid_loss"].iloc[-1]
+
+
+def test_nothing_is_written_without_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `save=False` no file comes about, and `load_best()` says why there is none."""
+    monkeypatch.chdir(tmp_path)
+    session = saving(tmp_path, save=False)
+    session.train()
+
+    assert [] == list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="save=True"):
+        session.load_best()
+
+
+@pytest.mark.parametrize("calls", [(6,), (2, 2, 2), (1, 5)])
+def test_only_some_files_stay(tmp_path: Path, calls: tuple[int, ...]) -> None:
+    """`keep=2` leaves the two newest epochs, the best one and the original, over all calls of train()."""
+    session = saving(tmp_path, keep=2, lr=0.01)
+    for epochs in calls:
+        session.train(epochs)
+    best = int(session.history["valid_loss"].idxmin())
+    session.load_best()
+    expected = {f"state_dict_e{epoch}" for epoch in (4, 5, best)} | {"state_dict_eorig"}
+
+    assert expected == set(names(tmp_path))
+    with pytest.raises(CheckpointError, match=r"no file|not saved"):
+        session.load_epoch(0)
+
+
+def test_settings_of_one_call_decide_where_it_saves(tmp_path: Path) -> None:
+    """`train(base_dir=..., save=...)` holds for that call, and each epoch is loaded from where it was saved."""
+    session = saving(tmp_path / "one")
+    session.train(1)
+    session.train(1, base_dir=tmp_path / "two")
+    held = weights(session.model)
+    session.train(1, save=False)
+
+    assert ["state_dict_e0", "state_dict_eorig"] == names(tmp_path / "one")
+    assert ["state_dict_e1"] == names(tmp_path / "two")
+    assert 0.0 == distance(held, session.load_epoch(1).model)
+    with pytest.raises(CheckpointError, match="epoch 2 were not saved"):
+        session.load_epoch(2)
+
+
+def test_files_of_another_session_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """An epoch that this session did not save is not loaded from a file that an earlier session left."""
+    saving(tmp_path, epochs=3).train()
+    session = saving(tmp_path)
+    session.train(1)
+    session.train(1, save=False)
+    with pytest.raises(CheckpointError, match="epoch 1 were not saved by this session"):
+        session.load_epoch(1)
+
+
+def test_a_file_that_another_session_has_overwritten(tmp_path: Path) -> None:
+    """When two sessions save to one place, the first one says so instead of loading the other's weights."""
+    first, second = saving(tmp_path), saving(tmp_path, lr=0.5)
+    first.train()
+    time.sleep(0.01)
+    second.train()
+    held = weights(first.model)
+    with pytest.raises(CheckpointError, match="overwritten since this session saved it"):
+        first.load_epoch(0)
+
+    assert 0.0 == distance(held, first.model)
+    second.load_epoch(0)
+
+
+def spoil_by_cutting(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def spoil_by_words(path: Path) -> None:
+    path.write_text("these are no weights")
+
+
+def spoil_by_another_kind(path: Path) -> None:
+    torch.save([1, 2, 3], path)
+
+
+def spoil_by_another_model(path: Path) -> None:
+    torch.save(nn.Linear(5, 1).state_dict(), path)
+
+
+def spoil_by_another_size(path: Path) -> None:
+    state = network().state_dict()
+    state["0.weight"] = torch.zeros(9, 5)
+    torch.save(state, path)
+
+
+def spoil_by_absence(path: Path) -> None:
+    path.unlink()
+
+
+SPOILS = [
+    (spoil_by_cutting, "cannot be read.*model is as it was"),
+    (spoil_by_words, "cannot be read.*model is as it was"),
+    (spoil_by_another_kind, "holds a list that is no state_dict"),
+    (spoil_by_another_model, r"Missing there: 0\.weight.*Unknown here: weight, bias"),
+    (spoil_by_another_size, r"0\.weight is \(9, 5\) there and \(8, 5\) here"),
+    (spoil_by_absence, "There is no file"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILS)
+def test_a_file_that_does_not_fit(tmp_path: Path, spoil: Any, message: str) -> None:
+    """A truncated, foreign or mismatching file is a CheckpointError that says what differs; the model is untouched."""
+    path = tmp_path / "weights.pt"
+    torch.save(network().state_dict(), path)
+    spoil(path)
+    model = network()
+    with torch.no_grad():
+        model[3].bias.fill_(7.0)  # type: ignore[index]
+    before = weights(model)
+    with pytest.raises(CheckpointError, match=message):
+        regression().add_model(model, state_dict=path)
+
+    assert 0.0 == distance(before, model)
+
+
+class Trap:
+    """Its pickle would write a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_file_with_code_in_it_is_not_run(tmp_path: Path, how: str) -> None:
+    """Reading weights runs nothing that a file asks for."""
+    path, sprung = tmp_path / "weights.pt", tmp_path / "sprung"
+    if how == "torch":
+        torch.save({"0.weight": Trap(sprung)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(CheckpointError):
+        regression().add_model(network(), state_dict=path)
+
+    assert not sprung.exists()
+
+
+def test_weights_can_be_given_with_the_model(tmp_path: Path) -> None:
+    """`add_model(model, state_dict=...)` takes a mapping or the path of a file."""
+    other = nn.Sequential(*network())
+    nn.init.ones_(other[0].weight)
+    torch.save(other.state_dict(), tmp_path / "weights.pt")
+
+    assert 0.0 == distance(other, regression().add_model(network(), other.state_dict()).model)
+    assert 0.0 == distance(other, regression().add_model(network(), str(tmp_path / "weights.pt")).model)
+
+
+def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    """What cannot be saved leaves the file that was there, and nothing beside it."""
+    path = tmp_path / "weights.pt"
+    write({"a": torch.ones(1)}, path)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        write({"a": torch.zeros(1), "b": lambda: 0}, path)
+
+    assert [path] == list(tmp_path.iterdir())
+    assert 1.0 == torch.load(path)["a"].item()
+
+
+def test_a_kill_never_leaves_half_a_file(tmp_path: Path) -> None:
+    """A process killed while it saves over and over leaves a whole file under the final name."""
+    path = tmp_path / "weights.pt"
+    code = f"""
+        import torch
+        from pathlib import Path
+        from quik_nb.training.checkpoint import write
+        big = torch.ones(500_000)
+        while True:
+            write({{"a": big}}, Path({str(path)!r}))
+    """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    until = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+
+    assert 500_000 == torch.load(path)["a"].sum().item()
+
+
+def test_a_stopped_epoch_has_no_file(tmp_path: Path) -> None:
+    """The weights of an unfinished epoch are saved under its name when it is whole, and load then."""
+    straight, session = regression(epochs=1), saving(tmp_path, epochs=1)
+    straight.train()
+    handle = session.model.register_forward_pre_hook(lambda model, inputs: session.run and session.run.stop())
+    session.train()
+    handle.remove()
+    after_stop = names(tmp_path)
+    session.train()
+
+    assert ["state_dict_eorig"] == after_stop
+    assert 0.0 == distance(straight.model, session.load_epoch(0).model)
