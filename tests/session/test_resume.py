@@ -1,0 +1,78 @@
+"""A run folder is picked up again by a session that knows nothing of the first one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness.plain import classes, distance, network, quiet, regression
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+from quik_nb import CheckpointError, QuikSession
+
+
+def saving(folder: Path, **settings: Any) -> QuikSession:
+    """Dropout, moments and a schedule: all that must come back."""
+    session = regression(network(dropout=0.3), epochs=4, save=True, base_dir=folder, **settings)
+    return session.set_optimizer(optim.Adam).set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1)
+
+
+def losses(session: QuikSession) -> list[tuple[float, float]]:
+    """The rows without their times."""
+    return list(zip(session.history["train_loss"], session.history["valid_loss"], strict=True))
+
+
+@pytest.mark.parametrize("step", [3, 7, 11])
+def test_a_stopped_run_goes_on_from_its_folder(tmp_path: Path, step: int) -> None:
+    """A run that was stopped anywhere ends, resumed from its folder, with the numbers of one that was not."""
+    straight, stopped = saving(tmp_path / "straight"), saving(tmp_path / "stopped")
+    straight.train()
+    seen = 0
+
+    def count(model: nn.Module, inputs: Any) -> None:
+        nonlocal seen
+        seen += model.training
+        if seen == step and model.training and stopped.run is not None:
+            stopped.run.stop()
+
+    handle = stopped.model.register_forward_pre_hook(count)
+    stopped.train()
+    handle.remove()
+    assert stopped.folder is not None
+    resumed = QuikSession.resume(stopped.folder)
+    whole = sum(row.share == 1.0 for row in stopped._state.history)
+    resumed.train(4 - whole, view=False)
+
+    assert losses(straight) == losses(resumed)
+    assert 0.0 == distance(straight.model, resumed.model)
+
+
+def test_a_resumed_session_has_history_and_files(tmp_path: Path) -> None:
+    """History, weights and best epoch are those of the first session."""
+    session = saving(tmp_path)
+    session.train(3)
+    resumed = QuikSession.resume(session.folder)
+
+    assert session.history.equals(resumed.history)
+    assert 0.0 == distance(session.model, resumed.model)
+    assert 0.0 == distance(session.load_best().model, resumed.load_best().model)
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    """A folder that holds no run is a CheckpointError."""
+    with pytest.raises(CheckpointError):
+        QuikSession.resume(tmp_path)
+
+
+def test_weights_of_classes_go_on(tmp_path: Path) -> None:
+    """A criterion that counts by class weight is resumed as well."""
+    weight = torch.tensor([0.2, 1.0, 7.0], dtype=torch.float64)
+    session = quiet(epochs=2, save=True, base_dir=tmp_path).add_data(train=classes(), valid=classes(37))
+    session.add_model(network(3)).set_criterion(nn.CrossEntropyLoss, weight=weight).set_optimizer(optim.SGD)
+    session.train(1)
+    resumed = QuikSession.resume(session.folder)
+    session.train(1)
+    resumed.train(1)
+
+    assert losses(session) == losses(resumed)
