@@ -16,6 +16,7 @@ from quik_nb.launch.server import warm_up
 from quik_nb.run import Run
 from quik_nb.session import QuikSession
 from quik_nb.settings import Settings
+from quik_nb.training.own_loop import Loop
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "DivergenceError",
+    "Loop",
     "PlacementError",
     "QuikError",
     "QuikSession",

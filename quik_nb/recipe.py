@@ -7,6 +7,7 @@ The session changes it part by part; `check()` reports every fault at once. What
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -69,6 +70,28 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 @dataclass(frozen=True, repr=False)
+class Optimizer(Spec):
+    """An optimizer's class, its keywords, and those of groups of parameters."""
+
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """keywords by pattern of the parameters' names, as `fits` reads it"""
+
+    def __repr__(self) -> str:
+        extra = "".join(f", {name}: {dict(words)}" for name, words in self.groups.items())
+        return f"{super().__repr__()}{extra}"
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a parameter's name fits one of the patterns, which commas join: "encoder" means all within it.
+
+    >>> fits("encoder.0.weight", "encoder"), fits("head.bias", "encoder, *.bias"), fits("header.bias", "head")
+    (True, True, False)
+    """
+    parts = [part.strip() for part in pattern.split(",")]
+    return any(name == part or name.startswith(f"{part}.") or fnmatchcase(name, part) for part in parts)
+
+
+@dataclass(frozen=True, repr=False)
 class Scheduler(Spec):
     """A learning-rate scheduler and when it is stepped."""
 
@@ -118,7 +141,7 @@ class Recipe:
     test: Source | None = None
     model: nn.Module | None = None
     criterion: Spec | nn.Module | None = None
-    optimizer: Spec | None = None
+    optimizer: Optimizer | None = None
     scheduler: Scheduler | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """by column name: a function of (outputs, targets) or a torchmetrics metric"""
@@ -170,10 +193,24 @@ class Recipe:
             yield from self.criterion.faults("set_criterion")
         if self.scheduler is not None:
             yield from self.scheduler.faults("set_scheduler", filled=("optimizer",))
-        if self.model is not None and not any(p.requires_grad for p in self.model.parameters()):
-            yield "add_model: the model has no parameter that can be trained (requires_grad)"
+        if self.model is not None:
+            yield from self._name_faults(self.model)
         if self.step is None and isinstance(self.train, Tensors):
             yield from self._dtype_faults(self.train)
+
+    def _name_faults(self, model: nn.Module) -> Iterator[str]:
+        """Patterns of parameter names that fit none, and a model of which nothing is left to train."""
+        names = [name for name, _ in model.named_parameters()]
+        patterns = {f"set_optimizer(groups={{{p!r}: ...}})": p for p in getattr(self.optimizer, "groups", {})}
+        if self.settings.freeze is not None:
+            patterns[f"freeze={self.settings.freeze!r}"] = self.settings.freeze
+        for where, pattern in patterns.items():
+            if not any(fits(name, pattern) for name in names):
+                parents = {name.rsplit(".", 1)[0] for name in names}
+                yield f"{where} fits no parameter of {type(model).__name__}: {suggest(pattern, parents)}"
+        frozen = self.settings.freeze
+        if not any(p.requires_grad and not (frozen and fits(n, frozen)) for n, p in model.named_parameters()):
+            yield "add_model: the model has no parameter that can be trained (requires_grad)"
 
     def _dtype_faults(self, train: Tensors) -> Iterator[str]:
         criterion = self.criterion.target if isinstance(self.criterion, Spec) else type(self.criterion)

@@ -118,8 +118,7 @@ class Run:
         self.state = "running"
         try:
             try:
-                for event in self._launch:
-                    self._take(event)
+                self._launch.drive(self._take)
             except BaseException as error:  # kept, shown, and raised again by the caller
                 self.error, self.state = error, "failed"
                 if not isinstance(error, KeyboardInterrupt):

@@ -115,12 +115,40 @@ class QuikSession(Steps):
         """
         __tracebackhide__ = True
         self._before_change("train")
-        given = {"epochs": epochs, "processes": processes}
-        settings = self.settings.changed({**{k: v for k, v in given.items() if v is not None}, **changes})
+        return self._run_job(None, background, {"epochs": epochs, "processes": processes, **changes})
+
+    def traverse(
+        self,
+        loop: Callable[[Any], Any],
+        epochs: int | None = None,
+        processes: int | str | None = None,
+        background: bool = False,
+        **changes: Any,
+    ) -> Run:
+        """Run a loop of your own on every rank, with the pieces of this session and its view, files and stops.
+
+        Args:
+            loop: `loop(session)`, called with a `quik_nb.Loop`: `iter_epochs()`, `loader("train")`, `autocast()`,
+                `backward(loss)`, `metrics.add_loss(loss)`, `validate()`, `end_epoch()`, `model`, `criterion`, `world`.
+            epochs: that `iter_epochs()` goes through; None for the session's.
+            processes: ranks of DistributedDataParallel; None for the session's.
+            background: as in `train`.
+            changes: settings for this call only.
+
+        Raises:
+            RecipeError: something is missing or does not fit; all of it is in the message.
+        """
+        __tracebackhide__ = True
+        self._before_change("traverse")
+        return self._run_job(loop, background, {"epochs": epochs, "processes": processes, **changes})
+
+    def _run_job(self, loop: Callable[[Any], Any] | None, background: bool, given: dict[str, Any]) -> Run:
+        __tracebackhide__ = True
+        settings = self.settings.changed({name: value for name, value in given.items() if value is not None})
         recipe = replace(self._recipe, settings=settings)
         recipe.check()
         request = Request(settings.processes, settings.device, settings.start_method, background)
-        run = self._start(recipe, place(request, Machine.detect()))
+        run = self._start(recipe, place(request, Machine.detect()), loop)
         leaves = background and not waits_for_cells()
         view, _ = choose(settings.view, self._state.history, run if leaves else None, settings.name)
         run.attach(view)
@@ -132,12 +160,12 @@ class QuikSession(Steps):
             run.foreground()
         return run
 
-    def _start(self, recipe: Recipe, placement: Placement) -> Run:
+    def _start(self, recipe: Recipe, placement: Placement, loop: Callable[[Any], Any] | None) -> Run:
         state = self._state
         progress = carried(state.progress, state.trained, recipe)
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
-        job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress)
+        job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)
         self._launch = launch(job, placement, state.begin(recipe))
         self._run = run = Run(self._launch, state.history, self._settle, self._listen)
         words = described(recipe)

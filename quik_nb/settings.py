@@ -4,6 +4,7 @@ All settings that code, the magic and the command line take are the fields of `S
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
@@ -44,7 +45,13 @@ class Settings:
     base_dir: str | Path = _setting(".", "the folder in which data/ lies")  # noqa: RUF009  a field, not a call
     view: str | bool = _setting("auto", "auto, widget, text or False")
     save: bool = _setting(True, "save the weights at each epoch's end")
-    keep: int | None = _setting(None, "number of epochs whose files stay; None for all")
+    keep: int | str | None = _setting(None, "files that stay: 3 (newest, and the best), best:3, or None for all")
+    checkpoint_minutes: float | None = _setting(10.0, "minutes between checkpoints within an epoch; None for none")
+    patience: int | None = _setting(None, "epochs without a better loss after which training ends; None for never")
+    min_delta: float = _setting(0.0, "by how much a loss must fall to count as better for patience")
+    ema: float | None = _setting(None, "decay per step of averaged weights, which are then validated and saved")
+    freeze: str | None = _setting(None, "names of parameters that are not trained: 'encoder' or 'encoder.*, *.bias'")
+    compile: bool = _setting(False, "run the model through torch.compile")
     start_method: str = _setting("forkserver", "how workers start: forkserver, fork or spawn")
     timeout: float = _setting(1800.0, "seconds without a sign of life after which hanging workers are ended")
     find_unused_parameters: bool = _setting(False, "DDP: allow parameters that take no part in the loss")
@@ -59,7 +66,7 @@ class Settings:
         for name in ("lr", "timeout"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 yield f"{name}={getattr(self, name)!r} is not a number above 0"
-        for name in ("weight_decay", "eps", "clip_norm", "clip_value"):
+        for name in ("weight_decay", "eps", "clip_norm", "clip_value", "min_delta", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or value < 0):
                 yield f"{name}={value!r} is not a number from 0 up; leave it out for the default"
@@ -73,8 +80,12 @@ class Settings:
             yield f"betas={self.betas!r} are not two numbers such as (0.9, 0.999)"
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             yield f"seed={self.seed!r} is not a whole number from 0 up"
-        if self.keep is not None and not _is_count(self.keep):
-            yield f"keep={self.keep!r} is not a whole number above 0; None keeps all epochs"
+        if self.keep is not None and not _is_count(self.keep) and not re.fullmatch(r"best:[1-9]\d*", str(self.keep)):
+            yield f"keep={self.keep!r} is neither a whole number above 0 nor as 'best:3'; None keeps all epochs"
+        if self.patience is not None and not _is_count(self.patience):
+            yield f"patience={self.patience!r} is not a whole number above 0"
+        if self.ema is not None and not (_is_number(self.ema) and 0 < self.ema < 1):
+            yield f"ema={self.ema!r} is not a decay between 0 and 1, such as 0.999"
         if self.processes != "auto" and not _is_count(self.processes):
             yield f"processes={self.processes!r} is neither 'auto' nor a whole number above 0"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quik_nb.errors import CheckpointError
-from quik_nb.history import History
+from quik_nb.history import History, score
 from quik_nb.launch.base import Outcome
 from quik_nb.recipe import Recipe
 from quik_nb.settings import Settings
@@ -46,8 +46,8 @@ class State:
             parts = ["run", files.date, time.strftime("%H%M%S"), settings.name]
             self.folder = _unused(files.folder / "_".join(filter(None, parts)))
         written = [epoch for epoch, (path, _) in self.saved.items() if path == files.weights(epoch)]
-        best = self.history.best
-        return Saver(self.folder, files, keep=settings.keep, written=written, best=None if best is None else best.epoch)
+        scores = {row.epoch: score(row) for row in self.history}
+        return Saver(self.folder, files, keep=settings.keep, written=written, scores=scores)
 
     def begin(self, recipe: Recipe) -> Saver | None:
         """Before a call of train(): remember the weights, and write what another kernel needs to go on."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe import Recipe, Scheduler, Spec
+from quik_nb.recipe import Optimizer, Recipe, Scheduler, Spec
 from quik_nb.settings import Settings
 from quik_nb.sources import SPLITS, Source, as_source, as_sources
 from quik_nb.training import rng
@@ -111,14 +111,21 @@ class Steps:
         """Set the loss: a class with its keywords, a function of (outputs, target), or an instance."""
         return self._with(criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
 
-    def set_optimizer(self, optimizer: type[torch.optim.Optimizer], **keywords: Any) -> Self:
+    def set_optimizer(
+        self,
+        optimizer: type[torch.optim.Optimizer],
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        **keywords: Any,
+    ) -> Self:
         """Set the optimizer's class; it gets those of the session's lr, weight_decay, betas, eps that it takes.
 
         Args:
             optimizer: a class such as `torch.optim.AdamW`.
+            groups: keywords for some of the parameters, by their names: `{"head": {"lr": 1e-3}, "*.bias": {...}}`.
             keywords: of its own; they win over the session's settings.
         """
-        return self._with(optimizer=_spec("set_optimizer", optimizer, keywords))
+        spec = _spec("set_optimizer", optimizer, keywords)
+        return self._with(optimizer=Optimizer(spec.target, spec.keywords, dict(groups or {})))
 
     def set_scheduler(self, scheduler: Callable[..., Any] | None, per: str | None = None, **keywords: Any) -> Self:
         """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.

@@ -1,6 +1,6 @@
 """The one seam between a run and wherever it trains: something that yields events and then has an outcome."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from quik_nb.events import Event, Row
@@ -20,14 +20,14 @@ class Outcome(NamedTuple):
 class Launch(Protocol):
     """A training that was started somewhere.
 
-    Iterating gives its events; an error of the training is raised there. `close` ends all that still runs, and may be
+    `drive` hands out its events; an error of the training is raised there. `close` ends all that still runs, and may be
     called at any time. After that, `outcome` is the state of the last row, in every case.
     """
 
     @property
     def controls(self) -> Controls | SharedControls: ...
 
-    def __iter__(self) -> Iterator[Event]: ...
+    def drive(self, take: Callable[[Event], None]) -> None: ...
 
     def close(self) -> None: ...
 

@@ -96,8 +96,8 @@ def as_error(failure: Failure, world_size: int) -> BaseException:
         )
     else:
         error = WorkerError(f"{who} raised {failure.kind}: {failure.message}")
-        if failure.error is not None:
-            error = pickle.loads(failure.error)
+        if failure.error is not None and isinstance(own := pickle.loads(failure.error), Exception):
+            error = own  # not a SystemExit, which would end this process without a word
     error.__cause__ = story
     return error
 

@@ -1,6 +1,6 @@
 """Training in this process: the generator itself, with the user's random numbers and the model's device given back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -9,6 +9,7 @@ from quik_nb.launch.base import Outcome
 from quik_nb.training import rng
 from quik_nb.training.checkpoint import copied
 from quik_nb.training.controls import Controls
+from quik_nb.training.own_loop import run_own
 from quik_nb.training.saver import Saver
 from quik_nb.training.trainer import Job, Progress, Trainer
 from quik_nb.training.world import World
@@ -31,12 +32,9 @@ class InProcess:
         self.trainer: Trainer | None = None
         self._kept: Outcome = Outcome(copied(self.model.state_dict()), copied_progress(job.progress))
         self._finished = False
-        self._events = self._run()
 
-    def __iter__(self) -> Iterator[Event]:
-        return self._events
-
-    def _run(self) -> Iterator[Event]:
+    def drive(self, take: Callable[[Event], None]) -> None:
+        """Train, and hand out the events as they come up."""
         __tracebackhide__ = True
         home = next(self.model.parameters()).device
         training = self.model.training
@@ -45,21 +43,26 @@ class InProcess:
                 self.trainer = Trainer(self.job, World(device=self.device), self.controls, self._keep)
                 if self.saver is not None:
                     self.saver.begin(self.trainer)
-                yield from self.trainer.run()
+                if self.job.loop is not None:
+                    run_own(self.trainer, self.job.loop, take)
+                else:
+                    for event in self.trainer.run():
+                        take(event)
                 if self.saver is not None:
                     self.saver.checkpoint(self.trainer)
                 self._finished = True
         finally:
+            if self.trainer is not None:
+                self.trainer.release()
             self.model.to(home).train(training)
 
     def _keep(self, trainer: Trainer) -> None:
-        self._kept = Outcome(copied(trainer.model.state_dict()), copied_progress(trainer.progress()))
+        self._kept = Outcome(copied(trainer.weights()), copied_progress(trainer.progress()), trainer.row)
         if self.saver is not None:
             self.saver(trainer)
 
     def close(self) -> None:
-        """End the generator; a training that did not come to its end goes back to its last row."""
-        self._events.close()  # type: ignore[attr-defined]
+        """A training that did not come to its end goes back to its last row."""
         self.model.zero_grad()
         if not self._finished:
             self.model.load_state_dict(self._kept.weights)

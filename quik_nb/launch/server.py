@@ -5,12 +5,16 @@ or locks, so its children cannot meet them; a plain fork of a kernel that has mu
 """
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
+
+from quik_nb.launch.bundle import SCRATCH
 
 PRELOAD = ["quik_nb.launch.preload"]
 
@@ -20,7 +24,18 @@ def context(start_method: str) -> BaseContext:
     made = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         made.set_forkserver_preload(PRELOAD)
+        if not os.path.isdir(multiprocessing.current_process()._config.get("tempdir") or ""):  # type: ignore[attr-defined]
+            keep_sockets_in(SCRATCH.folder())
     return made
+
+
+def keep_sockets_in(folder: Path) -> None:
+    """Have the standard library keep its own temporary files in a folder of ours, and so go with it.
+
+    By itself it makes a folder for each process that has a fork server or hands tensors to another one, and a process
+    that is killed leaves it behind.
+    """
+    multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
 
 
 def warm_up() -> None:

@@ -2,12 +2,12 @@
 
 import faulthandler
 import io
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from dataclasses import dataclass, field
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,9 @@ import torch
 from quik_nb.events import Printed
 from quik_nb.launch.bundle import read_job
 from quik_nb.launch.failure import capture
+from quik_nb.launch.server import keep_sockets_in
 from quik_nb.training.controls import SharedControls
+from quik_nb.training.own_loop import run_own
 from quik_nb.training.saver import Saver
 from quik_nb.training.trainer import Job, Trainer
 from quik_nb.training.world import join
@@ -73,6 +75,9 @@ def work(errand: Errand, home: Connection) -> None:
 
 def _settle_in(errand: Errand, post: "Post") -> None:
     os.environ.update(errand.environment)
+    keep_sockets_in(errand.folder)
+    if sys.platform == "linux":  # for the processes of a DataLoader: what came by value cannot be pickled a second time
+        multiprocessing.set_start_method("fork", force=True)
     # first of all and before any tensor operation: a forked child must not use thread pools that stayed with the parent
     torch.set_num_threads(errand.threads)
     threading.Thread(target=_end_with_parent, args=(errand.folder,), daemon=True).start()
@@ -97,9 +102,12 @@ def _train(errand: Errand, post: "Post") -> None:
     trainer = Trainer(job, world, SharedControls(errand.controls, errand.rank), errand.saver)
     if world.is_logger:
         errand.saver.begin(trainer)
-    for event in trainer.run():
-        if world.is_logger:
-            post.send(event)
+    tell = post.send if world.is_logger else ignore
+    if job.loop is not None:
+        run_own(trainer, job.loop, tell)
+    else:
+        for event in trainer.run():
+            tell(event)
     sys.stdout.flush()
     sys.stderr.flush()
     post.send(DONE)
@@ -108,11 +116,15 @@ def _train(errand: Errand, post: "Post") -> None:
     threading.Event().wait()
 
 
+def ignore(event: Any) -> None:
+    """What ranks other than the logger do with their events."""
+
+
 def _end_with_parent(folder: Path) -> None:
     """End when the launching process is gone, however it went: the server's own pipe would keep all of us alive."""
     import shutil
 
-    parent = parent_process()
+    parent = multiprocessing.parent_process()
     if parent is None:
         return
     parent.join()

@@ -9,7 +9,7 @@ import pickle
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -57,8 +57,11 @@ class Workers:
         self._closed = False
         self._events = self._run()
 
-    def __iter__(self) -> Iterator[Event]:
-        return self._events
+    def drive(self, take: Callable[[Event], None]) -> None:
+        """Start the workers, and hand out rank 0's events until all ranks are done."""
+        __tracebackhide__ = True
+        for event in self._events:
+            take(event)
 
     # ------------------------------------------------------------------ starting
 

@@ -6,12 +6,11 @@ The user's own keywords win over the session's settings, and those over what is 
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe import Recipe, Spec
+from quik_nb.recipe import Optimizer, Recipe, Spec, fits
 
 
 def optimizer_keywords(spec: Spec, recipe: Recipe) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def _can_fuse(spec: Spec, model: nn.Module) -> bool:
     return not sparse and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+def make_optimizer(recipe: Recipe, model: nn.Module) -> optim.Optimizer:
     """The optimizer over the model's trainable parameters.
 
     Raises:
@@ -50,14 +49,28 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     assert recipe.optimizer is not None  # Recipe.check has seen to it
     keywords = optimizer_keywords(recipe.optimizer, recipe)
     try:
-        return recipe.optimizer.target([p for p in model.parameters() if p.requires_grad], **keywords)  # type: ignore[no-any-return]
+        return recipe.optimizer.target(parameter_groups(recipe.optimizer, model), **keywords)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         shown = ", ".join(f"{k}={v!r}" for k, v in keywords.items())
         raise RecipeError(f"set_optimizer: {recipe.optimizer.name}({shown}) was refused: {error}.") from error
 
 
+def parameter_groups(spec: Optimizer, model: nn.Module) -> list[Any]:
+    """The trainable parameters as torch's optimizers take them: those of no group first, then each group in turn.
+
+    A parameter that fits several patterns belongs to the first of them.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not spec.groups:
+        return [p for _, p in named]
+    groups: dict[str | None, list[nn.Parameter]] = {None: [], **{pattern: [] for pattern in spec.groups}}
+    for name, parameter in named:
+        groups[next((pattern for pattern in spec.groups if fits(name, pattern)), None)].append(parameter)
+    return [{"params": ps, **(spec.groups[p] if p else {})} for p, ps in groups.items() if ps]
+
+
 def make_scheduler(
-    recipe: Recipe, optimizer: Optimizer, epochs: int, steps_per_epoch: int | None
+    recipe: Recipe, optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int | None
 ) -> LRScheduler | None:
     """The scheduler, with the totals it needs; None where the recipe has none.
 
@@ -84,7 +97,7 @@ def step_scheduler(scheduler: Any, loss: float | None = None) -> None:
         scheduler.step(loss)
 
 
-def set_lr(optimizer: Optimizer, scheduler: Any, lr: float) -> None:
+def set_lr(optimizer: optim.Optimizer, scheduler: Any, lr: float) -> None:
     """Set the rate of the first group, and scale the other groups and the schedule's own numbers alike.
 
     A schedule computes the next rate from its base rates, so these are scaled too, or the change would last one step.

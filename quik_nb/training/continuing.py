@@ -20,7 +20,7 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
     """
     if old is None:
         return progress
-    if _optimizer_class(old) is not _optimizer_class(new):
+    if _parameters(old) != _parameters(new):
         progress = replace(progress, optimizer=None, scheduler=None, planned=0)
     elif _keywords(old) != _keywords(new) or old.scheduler != new.scheduler:
         progress = replace(progress, scheduler=None, planned=0)
@@ -31,12 +31,13 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
     return progress
 
 
-def _optimizer_class(recipe: Recipe) -> object:
-    return recipe.optimizer and recipe.optimizer.target
+def _parameters(recipe: Recipe) -> object:
+    """What the optimizer's moments belong to: its class, and which parameters lie in which group."""
+    return recipe.optimizer and (recipe.optimizer.target, list(recipe.optimizer.groups), recipe.settings.freeze)
 
 
 def _keywords(recipe: Recipe) -> object:
-    return recipe.optimizer and optimizer_keywords(recipe.optimizer, recipe)
+    return recipe.optimizer and (optimizer_keywords(recipe.optimizer, recipe), recipe.optimizer.groups)
 
 
 def _batches(recipe: Recipe) -> object:

@@ -25,6 +25,7 @@ class Orders:
     stop: bool = False
     pause: bool = False
     lr: float | None = None
+    keep: bool = False
 
 
 class Controls:
@@ -34,6 +35,7 @@ class Controls:
         self.stopping = False
         self.pausing = False
         self._lr: float | None = None
+        self._keep = False
         self.pending = False
         """whether there is anything to obey: the loop's only question at each step"""
 
@@ -53,10 +55,14 @@ class Controls:
         """Set the learning rate of all parameter groups."""
         self._lr, self.pending = float(lr), True
 
+    def keep(self) -> None:
+        """Keep the state in the midst of an epoch."""
+        self._keep = self.pending = True
+
     def at(self, step: int) -> Orders:
         """The orders at the top of a step; a learning rate is handed out once."""
-        orders = Orders(self.stopping, self.pausing, self._lr)
-        self._lr, self.pending = None, self.stopping or self.pausing
+        orders = Orders(self.stopping, self.pausing, self._lr, self._keep)
+        self._lr, self._keep, self.pending = None, False, self.stopping or self.pausing
         return orders
 
     @property
@@ -65,9 +71,9 @@ class Controls:
         return self.stopping
 
 
-STOP, PAUSE, RATE, RATES = range(4)
+STOP, PAUSE, RATE, RATES, KEEP = range(5)
 """Words of a request: whether to stop, whether to pause, the learning rate, how many were asked for."""
-STOP_AT, PAUSE_AT, AGREED_RATE, RATE_AT, AGREED_RATES = range(8, 13)
+STOP_AT, PAUSE_AT, AGREED_RATE, RATE_AT, AGREED_RATES, KEEP_AT = range(8, 14)
 """Words of what is agreed: the steps from which on to stop and to pause, the rate, its step, how many were taken up."""
 
 
@@ -90,7 +96,7 @@ class SharedControls:
         self.rank = rank
         self.seen_rates = 0
         if create:
-            for word in (STOP_AT, PAUSE_AT, RATE_AT):
+            for word in (STOP_AT, PAUSE_AT, RATE_AT, KEEP_AT):
                 self.words[word] = NEVER
 
     def stop(self) -> None:
@@ -109,6 +115,10 @@ class SharedControls:
         """Set the learning rate of all parameter groups."""
         self.rates[RATE] = float(lr)
         self.words[RATES] += 1
+
+    def keep(self) -> None:
+        """Keep the state in the midst of an epoch; rank 0 asks for it itself."""
+        self.words[KEEP] = 1
 
     @property
     def paused(self) -> bool:
@@ -137,7 +147,7 @@ class SharedControls:
         """The orders at the top of a step, equal on all ranks; rank 0 also takes up new requests."""
         if self.rank == 0:
             self._agree(step)
-        orders = Orders(step >= self.words[STOP_AT], step >= self.words[PAUSE_AT])
+        orders = Orders(step >= self.words[STOP_AT], step >= self.words[PAUSE_AT], keep=step == self.words[KEEP_AT])
         count = self.words[AGREED_RATES]
         if count > self.seen_rates and step >= self.words[RATE_AT]:
             orders.lr, self.seen_rates = self.rates[AGREED_RATE], count
@@ -151,6 +161,8 @@ class SharedControls:
             words[PAUSE_AT] = NEVER
         elif words[PAUSE_AT] == NEVER:
             words[PAUSE_AT] = step + 1
+        if words[KEEP]:
+            words[KEEP], words[KEEP_AT] = 0, step + 1
         asked = words[RATES]  # one at a time: all have the last before the next
         if asked > words[AGREED_RATES] and (words[RATE_AT] == NEVER or step > words[RATE_AT]):
             self.rates[AGREED_RATE], words[RATE_AT] = self.rates[RATE], step + 1

@@ -134,6 +134,18 @@ def join(parts: list[Any]) -> Any:
     return first
 
 
+def detached(value: Any) -> Any:
+    """Outputs without the graph behind them."""
+    match value:
+        case Tensor():
+            return value.detach()
+        case dict():
+            return {key: detached(v) for key, v in value.items()}
+        case tuple() | list():
+            return type(value)(detached(v) for v in value)
+    return value
+
+
 def _cpu(value: Any) -> Any:
     return _to(value, torch.device("cpu"))
 

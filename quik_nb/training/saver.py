@@ -8,6 +8,7 @@ from typing import Any
 
 from quik_nb.errors import CheckpointError
 from quik_nb.events import Row
+from quik_nb.history import score
 from quik_nb.training.checkpoint import Files, read, write
 from quik_nb.training.trainer import Progress, Trainer
 
@@ -29,21 +30,21 @@ class Saver:
     """the run folder: history and checkpoint"""
     files: Files | None = None
     """the names under which the weights of each epoch are saved; None for the checkpoint alone"""
-    keep: int | None = None
-    """number of newest epochs whose weights stay, beside the best; None for all"""
+    keep: int | str | None = None
+    """number of newest epochs whose weights stay, beside the best; "best:3" for the best three; None for all"""
     every_epoch: bool = False
     """write the checkpoint at every epoch, whatever it costs: workers bring their state home by it"""
     written: list[int] = field(default_factory=list)
     """epochs whose weights are there, the oldest first"""
-    best: int | None = None
-    """the best epoch so far"""
+    scores: dict[int, float] = field(default_factory=dict)
+    """by epoch: what it is judged by, lower is better"""
     _due: float = 0.0
 
     def begin(self, trainer: Trainer) -> None:
         """Before the first step: the folder, and the weights that a new training starts from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.files is not None and trainer.epoch == 0 and trainer.step_in_epoch == 0:
-            write(trainer.model.state_dict(), self.files.weights("orig"))
+            write(trainer.weights(), self.files.weights("orig"))
 
     def __call__(self, trainer: Trainer) -> None:
         row = trainer.row
@@ -59,19 +60,26 @@ class Saver:
 
     def _write_weights(self, trainer: Trainer, row: Row, files: Files) -> None:
         epoch = row.epoch
-        write(trainer.model.state_dict(), files.weights(epoch))
+        write(trainer.weights(), files.weights(epoch))
         self.written.append(epoch)
-        if (row.train_loss if row.valid_loss is None else row.valid_loss) <= trainer.best:
-            self.best = epoch
-        if self.keep is not None:
-            for old in [e for e in self.written[: -self.keep] if e != self.best]:
-                files.weights(old).unlink(missing_ok=True)
-                self.written.remove(old)
+        self.scores[epoch] = score(row)
+        for old in self._surplus():
+            files.weights(old).unlink(missing_ok=True)
+            self.written.remove(old)
+
+    def _surplus(self) -> list[int]:
+        """The epochs whose weights are to go."""
+        ranked = sorted(self.written, key=lambda epoch: self.scores[epoch])
+        if self.keep is None:
+            return []
+        if isinstance(self.keep, int):
+            return [epoch for epoch in self.written[: -self.keep] if epoch != ranked[0]]
+        return ranked[int(self.keep.removeprefix("best:")) :]
 
     def checkpoint(self, trainer: Trainer) -> None:
         """Write the whole state, and decide when the next may be due."""
         start = time.monotonic()
-        write_checkpoint(self.folder, trainer.model.state_dict(), trainer.progress(), trainer.row)
+        write_checkpoint(self.folder, trainer.weights(), trainer.progress(), trainer.row)
         now = time.monotonic()
         self._due = now + (now - start) / CHECKPOINT_SHARE
 

@@ -11,6 +11,7 @@ Nothing here draws, knows a notebook or starts a process. The same pieces (`load
 `end_epoch`) serve `run()` and a loop of the user's own, so both give the same numbers.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,15 +24,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from quik_nb.errors import DivergenceError, RecipeError
-from quik_nb.events import EpochEnd, Event, Mark, Row, RunEnd, RunStart, StepEnd
+from quik_nb.events import EpochEnd, Event, Mark, Printed, Row, RunEnd, RunStart, StepEnd
+from quik_nb.history import score
 from quik_nb.recipe import Recipe
+from quik_nb.sources import SPLITS
 from quik_nb.training import rng
-from quik_nb.training.build import make_optimizer, make_scheduler, resolve_precision, set_lr, step_scheduler
+from quik_nb.training.build import resolve_precision
+from quik_nb.training.compiling import Compiled
 from quik_nb.training.controls import Controls, SharedControls, wait_while_paused
-from quik_nb.training.data import Batch, batches
+from quik_nb.training.data import Batch, batches, eval_batches
 from quik_nb.training.evaluate import Evaluation, autocast
-from quik_nb.training.metrics import LossMeter, exact
-from quik_nb.training.step import TINY, Step
+from quik_nb.training.metrics import LossMeter, MetricSet, detached, exact
+from quik_nb.training.step import Step
+from quik_nb.training.update import Updater, freeze
 from quik_nb.training.world import World
 
 BEAT_SECONDS = 0.1
@@ -59,6 +64,10 @@ class Progress:
     optimizer: dict[str, Any] | None = None
     scheduler: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
+    average: dict[str, Any] | None = None
+    """averaged weights, the trained ones behind them, and the number of steps they average"""
+    stale: int = 0
+    """epochs since the best one, for early stopping"""
     generators: list[rng.State] | None = None
     """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
 
@@ -73,13 +82,15 @@ class Job:
     where: str
     """where it runs and why there, in words"""
     progress: Progress = field(default_factory=Progress)
+    loop: Callable[[Any], Any] | None = None
+    """a loop of the user's own, called with the pieces of this training; None for the kit's"""
 
 
 Keep = Callable[["Trainer"], None]
 """Called by rank 0 when a state is worth keeping, before the event that tells of it."""
 
 
-class Stopped(Exception):  # noqa: N818  a signal, not an error
+class Stopped(BaseException):  # a signal, which an `except Exception` in a user's loop must let pass
     """The run was stopped at a step boundary."""
 
 
@@ -109,24 +120,22 @@ class Trainer:
         self.controls, self.keep, self.clock = controls or Controls(), keep, clock
         self.model = recipe.model.to(world.device)
         self.model.zero_grad()  # of a backward pass that the user tried by hand
+        self.frozen = freeze(self.model, settings.freeze)
         self.batches = batches(recipe.train, settings.batch_size, world, shuffle=True, parts=settings.accumulate)
-        self.net = self._wrap(self.model)
-        self.optimizer = make_optimizer(recipe, self.model)
-        self._make_schedule(job)
         self.dtype = resolve_precision(settings.precision, world.device)
-        self.scaler = self._make_scaler()
         self.step = Step(recipe, world.device, recipe.train)
         self.valid_step = Step(recipe, world.device)
-        self.in_parts = world.is_ddp or settings.accumulate > 1
-        self.counted: float | Tensor = 0.0
+        scaled = self.dtype is torch.float16 and world.device.type == "cuda"
+        self.updater = Updater(recipe, self.model, world, scaled, self.step.sums)
+        self.updater.plan(job.progress, job.epochs, self.batches.steps)
+        self.net = self._wrap(self.model)
         self.outbox: deque[Event] = deque()
         self.emit: Callable[[Event], None] = self.outbox.append
+        self.call = Compiled(self.net, self._note) if settings.compile else self.net
         self.epoch, self.step_in_epoch, self.steps_done = job.progress.epoch, job.progress.step, 0
         self.batch: Batch | None = None
         self.row: Row | None = None
         self._load(job.progress)
-
-    # ------------------------------------------------------------------ set-up
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         if not self.world.is_ddp:
@@ -137,51 +146,39 @@ class Trainer:
         unused = self.settings.find_unused_parameters
         return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
 
-    def _make_schedule(self, job: Job) -> None:
-        """A plan spans the session's epochs; a call that goes beyond it starts a new one over its own epochs."""
-        progress, last = job.progress, job.epochs
-        self.planned = span = progress.planned or max(last, self.settings.epochs)
-        fresh = progress.planned == 0
-        if last > self.planned:
-            ends = self.recipe.scheduler is not None and bool(self.recipe.scheduler.totals(1, 1))
-            self.planned, fresh = last, fresh or ends
-            span = last - progress.epoch if ends else last
-        if progress.optimizer is not None:
-            self.optimizer.load_state_dict(progress.optimizer)
-            self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch warns that no step was made
-            if fresh:
-                self._forget_schedule()
-        groups = [dict(group) for group in self.optimizer.param_groups]
-        self.scheduler = make_scheduler(self.recipe, self.optimizer, span, self.batches.steps)
-        if self.scheduler is not None and progress.scheduler is not None and not fresh:
-            self.scheduler.load_state_dict(progress.scheduler)
-            for group, before in zip(self.optimizer.param_groups, groups, strict=True):
-                group.update(before)  # a scheduler sets rate and momentum to the start of its plan when it is made
-
-    def _forget_schedule(self) -> None:
-        """Take the rates back to where the optimizer's class would start them, for a new plan."""
-        fresh = make_optimizer(self.recipe, self.model)
-        for group, start in zip(self.optimizer.param_groups, fresh.param_groups, strict=True):
-            kept = {"params": group["params"]}
-            group.clear()
-            group.update({**start, **kept})
-
-    def _make_scaler(self) -> torch.amp.GradScaler | None:
-        """Loss scaling keeps small fp16 gradients from vanishing; bf16 has the range of fp32 and needs none."""
-        if self.dtype is not torch.float16 or self.world.device.type != "cuda":
-            return None
-        return torch.amp.GradScaler("cuda")
+    def _note(self, text: str) -> None:
+        if self.world.is_logger:
+            self.emit(Printed(0, f"{text}\n", "stderr"))
 
     def _load(self, progress: Progress) -> None:
-        self.meter = LossMeter()
+        self.reason = ""
+        """why it ends before the last epoch, in words"""
+        self._begin_epoch()
         if self.world.is_logger:  # the sums are over all ranks, so one rank carries them on
             self.meter.sum += progress.loss_sum
             self.meter.count += progress.loss_count
-        self.best = progress.best
+        self.best, self.stale = progress.best, progress.stale
         self.generators = progress.generators
         self.seconds_before = progress.seconds
-        if self.scaler is not None and progress.scaler is not None:
-            self.scaler.load_state_dict(progress.scaler)
+        self._next_beat = self.clock() + BEAT_SECONDS
+        self._next_keep = self.clock() + self._keep_seconds
+
+    @property
+    def _keep_seconds(self) -> float:
+        minutes = self.settings.checkpoint_minutes
+        return math.inf if minutes is None else minutes * 60
+
+    def _begin_epoch(self) -> None:
+        self.started = self.clock()
+        self.meter = LossMeter()
+        own = self.job.loop is not None  # whose outputs are not seen here
+        metrics = self.recipe.metrics if self.recipe.metrics_on_train and not own else {}
+        self.train_metrics = MetricSet(metrics, self.world)
+
+    def release(self) -> None:
+        """Give back to the model what was taken from it: the gradients of frozen parameters."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
 
     # ------------------------------------------------------------------ the whole training
 
@@ -192,10 +189,7 @@ class Trainer:
         try:
             for _ in self.iter_epochs():
                 for data in self.loader("train"):
-                    with self.autocast():
-                        result = self.step(self.net, data)
-                    self.backward(result.loss, result.counted)
-                    self.add_loss(result.loss, result.counted)
+                    self.train_step(data)
                     while self.outbox:
                         yield self.outbox.popleft()
                 yield from self.finish_epoch()
@@ -204,11 +198,19 @@ class Trainer:
             yield from self._drain()
             yield RunEnd("stopped")
             return
-        yield RunEnd("finished")
+        yield RunEnd("finished", self.reason)
+
+    def train_step(self, data: Any) -> None:
+        """One batch: forward, backward, and after the last micro-batch of a step, the update."""
+        with self.autocast():
+            result = self.step(self.call, data)
+        self.backward(result.loss, result.counted)
+        self.add_loss(result.loss, result.counted)
+        if self.train_metrics.names and result.outputs is not None and self.batch is not None and self.batch.samples:
+            self.train_metrics.update(detached(result.outputs), result.target)
 
     def start(self) -> RunStart:
         """The event that opens a run."""
-        self._next_beat = self.clock() + BEAT_SECONDS
         return RunStart(self.epoch, self.job.epochs, self.batches.steps, self.job.where, self.world.world_size)
 
     def finish_epoch(self) -> Iterator[Event]:
@@ -226,7 +228,7 @@ class Trainer:
 
     def iter_epochs(self) -> Iterator[int]:
         """The epochs still to train, from where the run stands."""
-        while self.epoch < self.job.epochs:
+        while self.epoch < self.job.epochs and not self.reason:
             self.net.train()
             rng.seed_all(rng.epoch_seed(self.settings.seed, self.epoch, self.world.rank))
             self.started = self.clock() - self.seconds_before
@@ -234,7 +236,10 @@ class Trainer:
             yield self.epoch
 
     def loader(self, split: str = "train") -> Iterator[Any]:
-        """The batches of the training split for this rank, on the device; obeys orders and gives signs of life."""
+        """This rank's batches of a split, on the device; while training, orders are obeyed and signs of life given."""
+        if split != "train":
+            yield from self._other(split)
+            return
         walk = self.batches.epoch(self.settings.seed, self.epoch, skip=self.step_in_epoch)
         if self.generators is not None:
             rng.restore(self.generators[self.world.rank])
@@ -257,70 +262,36 @@ class Trainer:
             if self.clock() >= self._next_beat:
                 self._beat()
 
+    def _other(self, split: str) -> Iterator[Any]:
+        source = getattr(self.recipe, split, None) if split in SPLITS else None
+        if source is None:
+            raise RecipeError(f"loader({split!r}): there is no such split; add_data({split}=...) sets one.")
+        for batch in eval_batches(source, self.settings.batch_size, self.world).epoch(self.settings.seed, 0):
+            if batch.samples:
+                yield batch.data
+
+    def count_step(self) -> None:
+        """Count a step of a loop that draws its batches elsewhere, and obey orders there."""
+        self.step_in_epoch += 1
+        self.steps_done += 1
+        if self.clock() >= self._next_beat:
+            self._beat()
+        if self.controls.pending:
+            self._obey()
+
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass: mixed precision where the recipe asks for it, nothing otherwise."""
         return autocast(self.world.device, self.dtype)
 
     def backward(self, loss: Tensor, count: Tensor | None = None) -> None:
-        """Gradients of the loss, weighted by this batch's share of the step; after the last micro-batch, the step.
-
-        DDP averages gradients over ranks, so a rank's mean loss counts samples * ranks / samples of the whole step.
+        """Gradients of the loss of the current batch, and after the last micro-batch of a step, the update.
 
         Args:
-            loss: of the current batch.
+            loss: a mean over the samples, as the criterion gives it.
             count: what it is a mean over, as in `StepResult`; None for the samples.
         """
-        batch = self.batch
-        assert batch is not None
-        weight = self._weight(batch) if count is None else self._count(batch, count)
-        if isinstance(weight, Tensor) or weight != 1.0:
-            loss = loss * weight
-        if self.scaler is not None:
-            loss = self.scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if batch.last:
-            self._update()
-
-    def _weight(self, batch: Batch) -> float:
-        if self.step.sums:
-            return float(self.world.world_size * (batch.samples > 0))
-        return batch.samples * self.world.world_size / batch.total
-
-    def _count(self, batch: Batch, count: Tensor) -> float | Tensor:
-        """The weight of a loss whose share is not known before the whole step is computed: divided out afterwards."""
-        if not self.in_parts:
-            return 1.0
-        count = count * (batch.samples > 0)
-        self.counted = self.counted + count.to(exact(self.world.device))
-        return count * self.world.world_size
-
-    def _divide(self) -> None:
-        """Divide the gradients by what the losses of all micro-batches and ranks count (all ranks participate)."""
-        if isinstance(self.counted, Tensor):
-            total = self.world.sum(self.counted)
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad /= total.clamp(min=TINY)
-            self.counted = 0.0
-
-    def _update(self) -> None:
-        settings = self.settings
-        self._divide()
-        if settings.clip_norm is not None or settings.clip_value is not None:
-            if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)
-            if settings.clip_value is not None:
-                nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
-            if settings.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.scheduler is not None and self.recipe.scheduler is not None and self.recipe.scheduler.per_batch:
-            self.scheduler.step()
+        assert self.batch is not None  # there is no loss before a batch
+        self.updater.backward(loss, self.batch, count)
 
     def add_loss(self, loss: Tensor, count: Tensor | None = None) -> None:
         """Count the loss of the current batch towards the epoch's mean; arguments as for `backward`."""
@@ -337,10 +308,12 @@ class Trainer:
             self.started += paused
             self._mark(f"paused {paused:.0f} s")
         if orders.lr is not None:
-            set_lr(self.optimizer, self.scheduler, orders.lr)
+            self.updater.set_lr(orders.lr)
             self._mark(f"lr {orders.lr:g}")
         if orders.stop:
             raise Stopped
+        if orders.keep and self.step_in_epoch:
+            self._keep_within()
 
     def _mark(self, label: str) -> None:
         self.emit(Mark(self.epoch + self.step_in_epoch / (self.batches.steps or 1), label))
@@ -357,15 +330,18 @@ class Trainer:
             event = StepEnd(self.epoch, step or 0, steps, self.meter.smoothed, rate, "valid")
         self.emit(event)
         self._next_beat = now + BEAT_SECONDS
+        if now >= self._next_keep and self.world.is_logger:
+            self._next_keep = now + self._keep_seconds
+            self.controls.keep()
 
     def _check_loss(self) -> None:
-        if self.meter.bad is None or self.scaler is not None:
+        if self.meter.bad is None or self.updater.scaler is not None:
             return
         first = self.job.progress.step if self.epoch == self.job.progress.epoch else 0
         step = first + self.meter.bad // self.settings.accumulate
         raise DivergenceError(
             f"The training loss became NaN or infinite in epoch {self.epoch}, step {step}, with learning rate "
-            f"{self.optimizer.param_groups[0]['lr']:g}. The weights are those of the last row. "
+            f"{self.updater.lr:g}. The weights are those of the last row. "
             f"Type a smaller lr, clip_norm=1.0, or look for NaN in the data."
         )
 
@@ -377,7 +353,7 @@ class Trainer:
             return
         self.meter.read()
         self._check_loss()  # rather than metrics that choke on NaN
-        evaluation = Evaluation(self.recipe, self.model, self.valid_step, self.world, self.autocast)
+        evaluation = Evaluation(self.recipe, self.updater.judged, self.valid_step, self.world, self.autocast)
         for done, steps in evaluation.over(self.recipe.valid):
             if self.controls.pending and self.controls.hurry:
                 evaluation.cut = True
@@ -407,19 +383,28 @@ class Trainer:
         cut = self.recipe.valid is not None and "valid_loss" not in values
         if cut:
             raise Stopped  # in the midst of validation: the steps are done, the row is not
-        row = self._row(values)
-        self._step_epoch_scheduler(row)
-        better = (row.train_loss if row.valid_loss is None else row.valid_loss) < self.best
-        if better:
-            self.best = row.train_loss if row.valid_loss is None else row.valid_loss
+        row = self._row({**values, **self._train_values()})
+        loss = score(row)
+        self.updater.end_epoch(loss)
+        better = loss < self.best
+        self.stale = 0 if loss < self.best - self.settings.min_delta else self.stale + 1
+        self.best = min(self.best, loss)
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        self.meter = LossMeter()
         self.row = row
         if self.world.is_logger:
             self.keep(self)
+        self._begin_epoch()
         self.emit(EpochEnd(row, better))
-        if self.epoch < self.job.epochs and self._stop_agreed():
+        patience = self.settings.patience
+        if patience is not None and self.stale >= patience:
+            self.reason = f"no better loss for {self.stale} epochs"
+        elif self.epoch < self.job.epochs and self._stop_agreed():
             raise Stopped
+
+    def _train_values(self) -> dict[str, float]:
+        """The columns that come from training itself."""
+        metrics = self.train_metrics.compute() if self.train_metrics.names else {}
+        return {**{f"train_{name}": value for name, value in metrics.items()}, **self.updater.measured()}
 
     def _stop_agreed(self) -> bool:
         """Whether a stop was asked for that all ranks can obey here, at the epoch's end."""
@@ -427,13 +412,6 @@ class Trainer:
             return self.controls.hurry
         asked = torch.tensor(float(self.world.is_logger and self.controls.hurry), device=self.world.device)
         return bool(self.world.sum(asked))
-
-    def _step_epoch_scheduler(self, row: Row) -> None:
-        spec = self.recipe.scheduler
-        if self.scheduler is None or spec is None or spec.per_batch:
-            return
-        watched = row.train_loss if row.valid_loss is None else row.valid_loss
-        step_scheduler(self.scheduler, watched if spec.watches_loss else None)
 
     def _row(self, values: dict[str, float], share: float = 1.0) -> Row:
         """The row of this epoch: the losses of all ranks summed, then divided once (all ranks participate)."""
@@ -448,33 +426,34 @@ class Trainer:
             )
         self.loss_sum, self.loss_count = loss, count
         metrics = {name: value for name, value in values.items() if name != "valid_loss"}
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        return Row(self.epoch, loss / count, values.get("valid_loss"), self.clock() - self.started, lr, metrics, share)
+        seconds = self.clock() - self.started
+        return Row(self.epoch, loss / count, values.get("valid_loss"), seconds, self.updater.lr, metrics, share)
 
     def keep_partial(self) -> None:
         """Keep the state in the midst of an epoch, with a row that says how much of it is trained (all ranks)."""
-        if not self.step_in_epoch:
-            return
+        if self.step_in_epoch:
+            self._keep_within()
+            assert self.row is not None  # just made
+            self.emit(EpochEnd(self.row))
+
+    def _keep_within(self) -> None:
         steps = self.batches.steps
         share = min(self.step_in_epoch / steps, 0.999) if steps else 0.5
         self.row = self._row({}, share)
         self.states = self.world.gather(rng.capture())
         if self.world.is_logger:
             self.keep(self)
-        self.emit(EpochEnd(self.row))
 
     # ------------------------------------------------------------------ state
+
+    def weights(self) -> dict[str, Any]:
+        """The weights that validation saw; tensors are shared with the training."""
+        return self.updater.judged.state_dict()
 
     def progress(self) -> Progress:
         """All state but the weights, as it is now; tensors are shared with the training."""
         state = Progress(
-            epoch=self.epoch,
-            step=self.step_in_epoch,
-            planned=self.planned,
-            best=self.best,
-            optimizer=self.optimizer.state_dict(),
-            scheduler=self.scheduler.state_dict() if self.scheduler is not None else None,
-            scaler=self.scaler.state_dict() if self.scaler is not None else None,
+            epoch=self.epoch, step=self.step_in_epoch, best=self.best, stale=self.stale, **self.updater.state()
         )
         if not self.step_in_epoch:
             return state
