@@ -84,8 +84,8 @@ class History:
         return pd.DataFrame([flat(row) for row in self.rows], columns=columns)
 
     def to_jsonl(self) -> str:
-        """The rows as JSON, one line each."""
-        return "".join(json.dumps(asdict(row)) + "\n" for row in self.rows)
+        """Marks and rows as JSON, one line each."""
+        return "".join(json.dumps(asdict(line)) + "\n" for line in (*self.marks, *self.rows))
 
     @classmethod
     def from_jsonl(cls, text: str) -> "History":
@@ -93,7 +93,11 @@ class History:
         history = cls()
         lines = text.split("\n")
         for line in lines[:-1]:  # what follows the last newline was cut while it was written
-            history.add(Row(**json.loads(line)))
+            values = json.loads(line)
+            if "label" in values:
+                history.marks.append(Mark(**values))
+            else:
+                history.add(Row(**values))
         return history
 
     def __len__(self) -> int:

@@ -54,7 +54,8 @@ class Saver:
             if whole:
                 self._write_weights(trainer, row, self.files)
             with (self.folder / HISTORY).open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+                file.writelines(json.dumps(asdict(line)) + "\n" for line in (*trainer.marks, row))
+            trainer.marks.clear()
         if not whole or self.every_epoch or time.monotonic() >= self._due:
             self.checkpoint(trainer)
 

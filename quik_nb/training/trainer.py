@@ -135,6 +135,8 @@ class Trainer:
         self.epoch, self.step_in_epoch, self.steps_done = job.progress.epoch, job.progress.step, 0
         self.batch: Batch | None = None
         self.row: Row | None = None
+        self.marks: list[Mark] = []
+        """of what was done to the run, until they are written"""
         self._load(job.progress)
 
     def _wrap(self, model: nn.Module) -> nn.Module:
@@ -316,7 +318,8 @@ class Trainer:
             self._keep_within()
 
     def _mark(self, label: str) -> None:
-        self.emit(Mark(self.epoch + self.step_in_epoch / (self.batches.steps or 1), label))
+        self.marks.append(Mark(self.epoch + self.step_in_epoch / (self.batches.steps or 1), label))
+        self.emit(self.marks[-1])
 
     def _beat(self, phase: str = "train", step: int | None = None, steps: int | None = None) -> None:
         """A sign of life; a loss that is no number ends the training here rather than at the epoch's end."""
