@@ -18,6 +18,9 @@ from quik_nb.launch.bundle import SCRATCH
 
 PRELOAD = ["quik_nb.launch.preload"]
 
+LONGEST = 80
+"""Bytes of a folder's path in which a socket can still have a name: its whole path may have some 100."""
+
 
 def context(start_method: str) -> BaseContext:
     """The way to start processes; a fork server is told what to preload before it starts."""
@@ -35,7 +38,8 @@ def keep_sockets_in(folder: Path) -> None:
     By itself it makes a folder for each process that has a fork server or hands tensors to another one, and a process
     that is killed leaves it behind.
     """
-    multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
+    if len(os.fsencode(folder)) <= LONGEST:
+        multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
 
 
 def warm_up() -> None:

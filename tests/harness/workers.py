@@ -4,6 +4,7 @@ A kernel or script of these tests has a folder for temporary files of its own, s
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -47,8 +48,12 @@ def session(model, **settings):
 """
 """Data in float64, a model that calls a function of (rank, step) before each of 8 steps an epoch, and a session."""
 
-SERVER = {"forkserver", "resource_tracker"}
-"""What the standard library keeps running for a process that has started workers."""
+
+class Notebook(NamedTuple):
+    """A kernel that has run the first cell, and its folder for temporary files."""
+
+    kernel: Kernel
+    temporary: Path
 
 
 def servers(kernel: Kernel) -> list[psutil.Process]:

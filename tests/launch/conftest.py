@@ -2,29 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
 
 import pytest
 from harness.kernel import Kernel
-from harness.workers import SETUP, leftovers
-
-
-class Notebook(NamedTuple):
-    """A kernel that has run the first cell, and its folder for temporary files."""
-
-    kernel: Kernel
-    temporary: Path
+from harness.workers import SETUP, Notebook, leftovers
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     """The notebook of a module."""
     folder = tmp_path_factory.mktemp("notebook")
-    temporary = tmp_path_factory.mktemp("temporary")
-    kernel = Kernel(folder, {"TMPDIR": str(temporary)})
-    kernel.ok(SETUP)
-    yield Notebook(kernel, temporary)
-    kernel.close()
+    with TemporaryDirectory() as temporary:
+        kernel = Kernel(folder, {"TMPDIR": temporary})
+        kernel.ok(SETUP)
+        yield Notebook(kernel, Path(temporary))
+        kernel.close()
 
 
 @pytest.fixture
@@ -36,10 +29,9 @@ def notebook(started: Notebook) -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def own_notebook(tmp_path: Path, make_kernel: Callable[..., Kernel]) -> Notebook:
+def own_notebook(make_kernel: Callable[..., Kernel]) -> Iterator[Notebook]:
     """A fresh kernel that has run the first cell, for a test that ends it."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    kernel = make_kernel(TMPDIR=str(temporary))
-    kernel.ok(SETUP)
-    return Notebook(kernel, temporary)
+    with TemporaryDirectory() as temporary:
+        kernel = make_kernel(TMPDIR=temporary)
+        kernel.ok(SETUP)
+        yield Notebook(kernel, Path(temporary))
