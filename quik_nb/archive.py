@@ -6,7 +6,7 @@ runs code: read only files that you trust. `export` writes the weights alone as 
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +16,55 @@ from torch import nn
 
 from quik_nb.errors import CheckpointError, QuikError
 from quik_nb.launch.bundle import compact
+from quik_nb.recipe import Recipe
 from quik_nb.sources import SPLITS
+from quik_nb.state import State
 from quik_nb.training.checkpoint import copied, write
-from quik_nb.training.resume import Saved
 
 KIND = "a session of quik_nb"
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class Archive:
-    """What the file of a session holds."""
+def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
+    """Write a session in one go: whoever reads finds the old file or the new one.
 
-    saved: Saved
-    """as of a run folder: recipe, weights, progress, history, the weights of before the first epoch"""
-    trained: Any
-    """the recipe of the last training without its samples; None where nothing was trained"""
-    same_samples: bool
-    """whether the samples are still those of the last training"""
-    maker: Any
-    """the function that made the model, or None"""
-
-
-def write_archive(archive: Archive, path: Path) -> None:
-    """Write it in one go: whoever reads finds the old file or the new one.
+    Args:
+        recipe: all parts and settings, with the samples and the model as it is.
+        state: how far the training has come.
+        maker: the function that made the model, or None.
+        path: of the file.
 
     Raises:
         CheckpointError: a part cannot be written; the message names it.
     """
-    recipe = archive.saved.recipe
-    slim = {split: compact(getattr(recipe, split)) for split in SPLITS}
-    saved = replace(archive.saved, recipe=replace(recipe, **slim))
+    before = state.trained
+    same = {split: before is not None and getattr(before, split) is getattr(recipe, split) for split in SPLITS}
+    slim = replace(recipe, **{split: compact(getattr(recipe, split)) for split in SPLITS})
+    if before is not None:  # samples that were replaced since the last training are not kept
+        before = replace(before, **{split: getattr(slim, split) if same[split] else None for split in SPLITS})
+    # a session that is loaded saves into a folder of its own, so that two of them do not write into one
+    content = {"recipe": slim, "state": replace(state, trained=before, folder=None, files=None), "maker": maker}
     try:
-        content = {"kind": KIND, "version": VERSION, "archive": replace(archive, saved=saved)}
-        write(content, path, pickle_module=cloudpickle)
+        write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=cloudpickle)
     except Exception as error:  # anything may be in a recipe
-        culprits = ", ".join(_culprits(archive)) or "a part of it"
+        culprits = ", ".join(_culprits(recipe)) or "a part of it"
         raise CheckpointError(
-            f"The session cannot be saved, since {culprits} cannot be written ({error}): "
-            f"replace it, save, and put it back; the weights alone are saved by torch.save(session.model.state_dict(), path)."
+            f"The session cannot be saved, since its {culprits} cannot be written ({error}): replace that step, save, "
+            f"and put it back. The weights alone are saved by torch.save(session.model.state_dict(), path)."
         ) from error
 
 
-def _culprits(archive: Archive) -> Iterator[str]:
-    """The parts of the recipe, as their steps name them, that cannot be pickled."""
-    for name, part in vars(archive.saved.recipe).items():
+def _culprits(recipe: Recipe) -> Iterator[str]:
+    """The parts of a recipe that cannot be pickled."""
+    for name, part in vars(recipe).items():
         try:
             cloudpickle.dumps(part)
         except Exception:  # any reason makes it a culprit
             yield name
 
 
-def read_archive(path: Path) -> Archive:
-    """Read the file of a session; this runs the code in it.
+def read_session(path: Path) -> tuple[Recipe, State, Any]:
+    """Recipe, state and the model's maker from the file of a session; reading runs the code in it.
 
     Raises:
         CheckpointError: there is no such file, or it holds something else.
@@ -92,8 +88,7 @@ def read_archive(path: Path) -> Archive:
         raise CheckpointError(
             f"{path} was written by another version of quik_nb: save the session again with this one."
         )
-    archive: Archive = content["archive"]
-    return archive
+    return content["recipe"], content["state"], content["maker"]
 
 
 def export(model: nn.Module, path: Path) -> None:

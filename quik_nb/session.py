@@ -9,7 +9,7 @@ import time
 import warnings
 import weakref
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from quik_nb.archive import export, write_session
+from quik_nb.archive import read_session as read_archive
 from quik_nb.arguments import settings_from
 from quik_nb.errors import CheckpointError, RecipeError, suggest
 from quik_nb.history import History
@@ -24,7 +26,9 @@ from quik_nb.launch.base import Launch
 from quik_nb.launch.server import warm_up
 from quik_nb.launch.start import launch
 from quik_nb.placement import Machine, Placement, Request, place
+from quik_nb.rates import RateTest
 from quik_nb.recipe import Recipe
+from quik_nb.report import Report, report
 from quik_nb.run import Run
 from quik_nb.settings import Settings
 from quik_nb.sources import SPLITS, Source, as_source
@@ -34,6 +38,7 @@ from quik_nb.summary import summary_html, summary_text
 from quik_nb.training.checkpoint import load_into, read_weights
 from quik_nb.training.continuing import carried
 from quik_nb.training.evaluate import evaluate, predict
+from quik_nb.training.lr_finder import range_test
 from quik_nb.training.resume import latest_folder, read_session
 from quik_nb.training.trainer import Job
 from quik_nb.tried import Attempt, described, difference, table
@@ -312,6 +317,50 @@ class QuikSession(Steps):
         """
         return evaluate(self._checked("evaluate", "model", "criterion"), self._source(split), self._device)
 
+    def report(self, label_names: Iterable[Any] | None = None, split: Any = "valid") -> Report:
+        """How good the model is on a split, in detail: `.table`, `.confusion`, `.figure()`.
+
+        For classes: precision, recall, F1 and a confusion matrix; for a criterion that compares numbers: MAE, RMSE and
+        R2 of each output. Counted by scikit-learn.
+
+        Args:
+            label_names: of the classes or outputs, in order; None for their numbers.
+            split: "train", "valid" or "test", or data of its own, with targets.
+
+        Raises:
+            QuikError: scikit-learn is not installed.
+            RecipeError: outputs and targets cannot be compared.
+        """
+        recipe, name = self._checked("report", "model", "criterion"), split if isinstance(split, str) else "data"
+        return report(recipe, self._source(split), self._device, label_names, name)
+
+    def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> RateTest:
+        """Look for a learning rate: train a few steps with rates that grow until the loss blows up.
+
+        Model, optimizer, history and random numbers are afterwards as they were. The test is Leslie Smith's
+        (arXiv:1506.01186); it starts from the model's present weights, with a fresh optimizer, in this process.
+
+        Args:
+            start: the first learning rate.
+            end: the last one.
+            steps: optimizer steps from the one to the other, over as many epochs as that takes.
+
+        Returns:
+            `.suggestion`, `.frame` (lr, loss, smoothed) and `.figure()`.
+
+        Raises:
+            RecipeError: something is missing or does not fit.
+        """
+        self._before_change("lr_find")
+        recipe = self._checked("lr_find", "train", "model", "criterion", "optimizer")
+        recipe.check()
+        if not 0 < start < end or steps < 1:
+            raise RecipeError(
+                f"lr_find(start={start!r}, end={end!r}, steps={steps!r}): the rate grows from start to end in steps, "
+                f"so type numbers such as lr_find(start=1e-6, end=1.0, steps=100)."
+            )
+        return RateTest(range_test(recipe, self._device, start, end, steps))
+
     def _checked(self, what: str, *parts: str) -> Recipe:
         """The recipe, with the weights of the last row, if these parts are set."""
         calls = [call for part, call in self._recipe.missing().items() if part in parts]
@@ -380,6 +429,46 @@ class QuikSession(Steps):
         load_into(session.model, saved.weights, str(where))
         session._state.stamp(session._files)
         return session
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole session into one file: model, data, settings, history and how far it has come.
+
+        `QuikSession.load(path)` reads it, and `python -m quik_nb train path` trains it. Reading runs the code in it.
+
+        Args:
+            path: such as "session.pt"; a file that is there is replaced in one go.
+
+        Raises:
+            CheckpointError: a part cannot be written, such as an open file in a dataset; the message names it.
+        """
+        self._before_change("save")
+        write_session(self._recipe, self._state, self._maker, Path(path))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """A session as `save` wrote it, which goes on where that one stood, into a new run folder.
+
+        The file holds code, such as the model's class, and reading runs it: read only files that you trust.
+
+        Raises:
+            CheckpointError: there is no such file, it is damaged, or it holds something else.
+        """
+        session = cls()
+        session._recipe, session._state, session._maker = read_archive(Path(path))
+        return session
+
+    def export(self, path: str | Path) -> Path:
+        """Write the model's weights as safetensors: tensors by name and no code, for other tools.
+
+        Args:
+            path: such as "model.safetensors"; `add_model(model, state_dict=path)` takes it, too.
+
+        Raises:
+            QuikError: the package safetensors is not installed.
+        """
+        export(self.model, Path(path))
+        return Path(path)
 
     # ------------------------------------------------------------------ how it shows
 

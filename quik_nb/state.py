@@ -12,7 +12,7 @@ from quik_nb.recipe import Recipe
 from quik_nb.settings import Settings
 from quik_nb.sources import SPLITS
 from quik_nb.training.checkpoint import Files, copied, stamp
-from quik_nb.training.resume import write_recipe
+from quik_nb.training.resume import write_history, write_recipe
 from quik_nb.training.saver import Saver
 from quik_nb.training.trainer import Progress
 
@@ -54,9 +54,12 @@ class State:
         assert recipe.model is not None  # Recipe.check has seen to it
         if self.original is None:
             self.original = copied(recipe.model.state_dict())
+        new = self.folder is None
         saver = self._saver(recipe.settings)
-        if saver is not None and recipe != self.trained:
-            write_recipe(recipe, self.original, saver.folder, samples=not self._same_samples(recipe))
+        if saver is not None and new:
+            write_history(self.history, saver.folder)  # of trainings that saved nothing, or saved it elsewhere
+        if saver is not None and (new or recipe != self.trained):
+            write_recipe(recipe, self.original, saver.folder, samples=new or not self._same_samples(recipe))
         self.trained = recipe
         return saver
 

@@ -25,18 +25,23 @@ PLANS = BASE | {"placement", "recipe", "settings", "sources"}
 TRAINING = RECORDS | PLANS | {"training"}
 LAUNCH = TRAINING | {"launch"}
 RUN = LAUNCH | {"views", "run"}
-PIECES = {"state", "steps", "summary", "tried"}
+PIECES = {"archive", "code", "quoting", "rates", "report", "state", "steps", "summary", "tried"}
 SESSION = RUN | PIECES | {"arguments", "session"}
 DOORS = SESSION | {"__init__", "__main__", "cells", "doctor", "magic"}
 
 MAY_IMPORT = {
+    "archive": LAUNCH | {"archive", "state"},
     "arguments": PLANS | {"arguments"},
     "cells": BASE,
+    "code": LAUNCH | {"code", "quoting"},
     "errors": BASE,
     "events": BASE,
     "history": RECORDS,
     "placement": PLANS,
+    "quoting": BASE | {"quoting"},
+    "rates": TRAINING | {"rates", "views"},
     "recipe": PLANS,
+    "report": TRAINING | {"report", "views"},
     "settings": PLANS,
     "sources": PLANS,
     "training": TRAINING,

@@ -87,6 +87,10 @@ def read(path: Path) -> Any:
     if not path.exists():
         raise CheckpointError(f"There is no file {path}: {_near(path)}")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quik_nb.errors import RecipeError
 from quik_nb.training.world import World
 
 BETA = 0.98
@@ -114,6 +115,10 @@ class MetricSet:
         """The batches of all ranks joined on this rank; order follows the ranks, equally for outputs and targets."""
         own = join(parts) if parts else None
         gathered = [part for part in self.world.gather(_cpu(own)) if part is not None]
+        if not gathered:
+            raise RecipeError(
+                "There are no outputs to judge: have the step return (loss, outputs), not the loss alone."
+            )
         return _to(gathered[0] if len(gathered) == 1 else join(gathered), self.world.device)
 
 

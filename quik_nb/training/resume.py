@@ -61,6 +61,13 @@ def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples
         )
 
 
+def write_history(history: History, folder: Path) -> None:
+    """Write the rows that came before, where a training goes on in a new folder."""
+    if len(history):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HISTORY).write_text(history.to_jsonl())
+
+
 def size(recipe: Recipe) -> int:
     """Bytes of the samples in memory, those of all splits once; 0 where they are not tensors."""
     tensors = {t.data_ptr(): t for s in SPLITS for t in _tensors(getattr(recipe, s))}
