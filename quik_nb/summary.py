@@ -1,6 +1,7 @@
 """A session in words: what is set, what is missing, how large it is. Text for a terminal, a table for a notebook."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from quik_nb.errors import QuikError
 from quik_nb.history import History
-from quik_nb.recipe import Recipe, Spec
+from quik_nb.recipe import Recipe
 from quik_nb.sources import Samples, Source, Stream, Tensors
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.data import SampleBatches, StreamBatches
@@ -48,7 +49,7 @@ def _lines(recipe: Recipe, history: History) -> Iterator[tuple[str, str]]:
     if recipe.step is not None:
         yield "step", getattr(recipe.step, "__name__", repr(recipe.step))
     if recipe.optimizer is not None:
-        yield "optimizer", repr(Spec(recipe.optimizer.target, optimizer_keywords(recipe.optimizer, recipe)))
+        yield "optimizer", repr(replace(recipe.optimizer, keywords=optimizer_keywords(recipe.optimizer, recipe)))
     if recipe.scheduler is not None:
         yield "scheduler", _scheduler(recipe)
     if recipe.metrics:

@@ -1,0 +1,162 @@
+"""A loop of the user's own gives the same numbers as train(), and is stopped, resumed and shown the same way."""
+
+from typing import Any
+
+import pytest
+import torch
+from harness.plain import distance, network, numbers, quiet, regression
+from torch import nn, optim
+from torch.optim.lr_scheduler import OneCycleLR
+
+from quik_nb import Loop, QuikSession, RecipeError
+
+
+def loop(session: Loop) -> None:
+    """The loop as the README writes it."""
+    for _ in session.iter_epochs():
+        for x, y in session.loader("train"):
+            with session.autocast():
+                loss = session.criterion(session.model(x), y)
+            session.backward(loss)
+            session.metrics.add_loss(loss)
+        session.end_epoch()
+
+
+def full(**settings: Any) -> QuikSession:
+    """A session with everything a loop could forget: dropout, schedule, clipping, accumulation."""
+    kept = {"epochs": 3, "clip_norm": 0.5, "accumulate": 2, "lr": 0.01, **settings}
+    return regression(network(dropout=0.3), **kept).set_optimizer(optim.Adam).set_scheduler(OneCycleLR, max_lr=0.05)
+
+
+def test_own_loop_equals_train() -> None:
+    """For the same recipe the rows and weights are those of train(), bit for bit."""
+    theirs, ours = full(), full()
+    theirs.traverse(loop)
+    ours.train()
+
+    assert list(ours.history.train_loss) == list(theirs.history.train_loss)
+    assert list(ours.history.valid_loss) == list(theirs.history.valid_loss)
+    assert 0.0 == distance(ours.model, theirs.model)
+
+
+def test_own_loop_on_two_ranks() -> None:
+    """On two workers the same loop gives the numbers of one process."""
+    one, two = regression(epochs=2), regression(epochs=2)
+    one.traverse(loop)
+    two.traverse(loop, processes=2)
+
+    assert list(one.history.train_loss) == pytest.approx(list(two.history.train_loss), abs=1e-12)
+    assert distance(one.model, two.model) <= 1e-12
+
+
+def test_stopped_own_loop_goes_on_at_that_step() -> None:
+    """A stop in the midst of an epoch leaves a partial row; the next call ends as a loop that nobody stopped."""
+    straight, stopped = full(), full()
+    straight.traverse(loop)
+    calls = []
+
+    def stopping(session: Loop) -> None:
+        for _ in session.iter_epochs():
+            for x, y in session.loader("train"):
+                loss = session.criterion(session.model(x), y)
+                session.backward(loss)
+                session.metrics.add_loss(loss)
+                calls.append(1)
+                if len(calls) == 20:
+                    assert stopped.run is not None
+                    stopped.run.stop()
+            session.end_epoch()
+
+    run = stopped.traverse(stopping)
+    assert "stopped" == run.state
+    assert 0 < stopped.history.share.iloc[-1] < 1
+    stopped.traverse(loop, epochs=3 - int(stopped.history.epoch.iloc[-1]))
+
+    assert list(straight.history.valid_loss) == list(stopped.history.valid_loss)
+    assert 0.0 == distance(straight.model, stopped.model)
+
+
+def test_a_plain_loop_needs_two_calls() -> None:
+    """A plain PyTorch loop that only adds losses and ends epochs gets its rows, the exact mean and the view."""
+    session = regression(epochs=2)
+    x, y = numbers()
+
+    def plain(session: Loop) -> None:
+        optimizer = optim.SGD(session.model.parameters(), lr=0.1)
+        for _ in range(2):
+            for start in range(0, 100, 10):
+                loss = nn.functional.mse_loss(session.model(x[start : start + 10]), y[start : start + 10])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                session.metrics.add_loss(loss)
+            session.end_epoch()
+
+    session.traverse(plain)
+
+    assert [0, 1] == list(session.history.epoch)
+    assert session.history.train_loss[1] < session.history.train_loss[0]
+
+
+def test_own_columns() -> None:
+    """What the loop measured itself becomes columns of the history."""
+    session = regression(epochs=1)
+
+    def measuring(session: Loop) -> None:
+        for _ in session.iter_epochs():
+            for x, y in session.loader("train"):
+                loss = session.criterion(session.model(x), y)
+                session.backward(loss)
+                session.metrics.add_loss(loss)
+            errors = [(session.model(x) - y).abs().max().item() for x, y in session.loader("valid")]
+            session.end_epoch({"valid_loss": 0.5, "worst": max(errors)})
+
+    session.traverse(measuring)
+
+    assert 0.5 == session.history.valid_loss[0]
+    assert session.history.worst[0] > 0
+
+
+def test_error_in_an_own_loop() -> None:
+    """The user's own exception comes through, and the weights are those of the last row."""
+    session = regression(epochs=3)
+    good = regression(epochs=1)
+    good.train()
+
+    def failing(session: Loop) -> None:
+        for epoch in session.iter_epochs():
+            for x, y in session.loader("train"):
+                loss = session.criterion(session.model(x), y)
+                session.backward(loss)
+                session.metrics.add_loss(loss)
+                if epoch == 1:
+                    raise KeyError("mine")
+            session.end_epoch()
+
+    with pytest.raises(KeyError, match="mine"):
+        session.traverse(failing)
+
+    assert [0] == list(session.history.epoch)
+    assert 0.0 == distance(good.model, session.model)
+
+
+def test_unknown_split() -> None:
+    """A loader of a split that was not set says what to type."""
+
+    def asking(session: Loop) -> None:
+        next(iter(session.loader("test")))
+
+    with pytest.raises(RecipeError, match=r"add_data\(test=\.\.\.\)"):
+        regression().traverse(asking)
+
+
+def test_loop_knows_its_world() -> None:
+    """A loop can ask who it is: rank, world size, device, logger."""
+    seen: list[Any] = []
+    quiet().add_data(train=numbers()).add_model(network()).set_criterion(nn.MSELoss).set_optimizer(optim.SGD).traverse(
+        lambda session: seen.append(session.world)
+    )
+
+    assert [(0, 1, True, False, torch.device("cpu"))] == [
+        (w.rank, w.world_size, w.is_logger, w.is_ddp, w.device) for w in seen
+    ]
