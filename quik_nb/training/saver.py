@@ -15,7 +15,7 @@ from quik_nb.training.trainer import Progress, Trainer
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
 
-CHECKPOINT_SHARE = 0.02
+CHECKPOINT_SHARE = 0.01
 """Part of the time that whole-state checkpoints may take in process; weights are saved at every epoch all the same."""
 
 
@@ -61,7 +61,9 @@ class Saver:
 
     def _write_weights(self, trainer: Trainer, row: Row, files: Files) -> None:
         epoch = row.epoch
-        write(trainer.weights(), files.weights(epoch))
+        path = files.weights(epoch)
+        path.unlink(missing_ok=True)  # ext4 flushes a file that is renamed over another, at the cost of a second write
+        write(trainer.weights(), path)
         self.written.append(epoch)
         self.scores[epoch] = score(row)
         for old in self._surplus():
