@@ -1,4 +1,4 @@
-"""The command line: `python -m quik_nb demo` trains a small model on real data, with the options of `arguments`.
+"""The command line: `python -m quik_nb demo` trains a small model on real data, `train FILE` a session from a file.
 
 Each subcommand is a function of the parsed options that returns the exit code. An error of ours is told in words, a
 traceback is for what nobody foresaw.
@@ -52,6 +52,10 @@ def parser() -> Parser:
         )
         command.set_defaults(run=run)
         add_arguments(command, Settings(**DEMO))
+    command = commands.add_parser("train", help=(train.__doc__ or "").splitlines()[0], description=train.__doc__)
+    command.add_argument("file", help="as session.save(file) wrote it; it holds code, so train only what you trust")
+    command.set_defaults(run=train)
+    add_arguments(command)
     return made
 
 
@@ -80,6 +84,18 @@ def demo(options: Namespace) -> int:
         print(session.history.to_string(index=False))
     if session.settings.save:
         print(files(session))
+    return 0
+
+
+def train(options: Namespace) -> int:
+    """Train the session in a file, and keep the result in that file; options hold for this training only."""
+    session = QuikSession.load(options.file)
+    try:
+        session.train(**settings_from(options))
+    finally:  # also what was trained before an interrupt or an error
+        if len(session.history):
+            session.save(options.file)
+    print(f"{options.file} holds the trained session: QuikSession.load({options.file!r})")
     return 0
 
 

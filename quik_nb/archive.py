@@ -39,9 +39,11 @@ def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
     """
     before = state.trained
     same = {split: before is not None and getattr(before, split) is getattr(recipe, split) for split in SPLITS}
-    slim = replace(recipe, **{split: compact(getattr(recipe, split)) for split in SPLITS})
+    samples: dict[str, Any] = {split: compact(getattr(recipe, split)) for split in SPLITS}
+    slim = replace(recipe, **samples)
     if before is not None:  # samples that were replaced since the last training are not kept
-        before = replace(before, **{split: getattr(slim, split) if same[split] else None for split in SPLITS})
+        kept: dict[str, Any] = {split: samples[split] if same[split] else None for split in SPLITS}
+        before = replace(before, **kept)
     # a session that is loaded saves into a folder of its own, so that two of them do not write into one
     content = {"recipe": slim, "state": replace(state, trained=before, folder=None, files=None), "maker": maker}
     try:
