@@ -91,7 +91,7 @@ def fingerprint(sources: tuple[Source | None, ...]) -> object:
         elif isinstance(source, Tensors):
             for tensor in (*source.tensors, *([] if source.rows is None else [source.rows])):
                 marks.append((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version))
-                if source.from_numpy:
+                if not tensor.untyped_storage().resizable():  # so torch marks memory that an array shares
                     marks.append(zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data))
         else:
             return None

@@ -94,6 +94,11 @@ def as_error(failure: Failure, world_size: int) -> BaseException:
             "Some parameters of the model took no part in the loss, and DistributedDataParallel waits for their "
             "gradients: type QuikSession(find_unused_parameters=True), or freeze them with requires_grad_(False)."
         )
+    elif failure.message.startswith("SyncBatchNorm") and "GPU" in failure.message:
+        error = RecipeError(
+            "sync_batchnorm=True was asked for, and PyTorch synchronises batch statistics on GPUs only: leave it out "
+            "on the CPU, where each rank normalises by its own share of the batch, or take nn.GroupNorm."
+        )
     else:
         error = WorkerError(f"{who} raised {failure.kind}: {failure.message}")
         if failure.error is not None and isinstance(own := pickle.loads(failure.error), Exception):
