@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from quik_nb.errors import StopTraining, WorkerError
-from quik_nb.events import Event, RunEnd, RunStart, WorkerFailure
+from quik_nb.events import Event, Printed, RunEnd, RunStart, WorkerFailure
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
 from quik_nb.views.base import View
@@ -145,7 +145,8 @@ class Run:
                 self._start = event
             case RunEnd(state=state):
                 self.state = state
-        for view in self._views:
+        # what a worker printed is shown once, where the user looked last; all else in every view
+        for view in self._views[-1:] if isinstance(event, Printed) else self._views:
             view.show(event)
         try:
             self._listen(event)
