@@ -337,6 +337,18 @@ def test_a_schedule_follows_from_a_rate_that_was_set(scheduler: Any, keywords: d
     assert [0.1 * rate for rate in plain.history["lr"]] == pytest.approx(list(changed.history["lr"]))
 
 
+def test_a_cycle_follows_from_a_rate_that_was_set() -> None:
+    """After `set_lr` all later rates of a one-cycle schedule are scaled by one and the same factor."""
+    plain, changed = one_cycle(epochs=4), one_cycle(epochs=4)
+    plain.train()
+    with at_step(changed, 2, lambda: changed.run.set_lr(0.001)):  # type: ignore[union-attr]
+        changed.train()
+    factors = changed.history["lr"] / plain.history["lr"]
+
+    assert factors[0] < 0.9
+    assert [factors[0]] * 4 == pytest.approx(list(factors))
+
+
 def test_a_rate_can_be_set_where_a_warm_up_stands_at_zero() -> None:
     """At a rate of zero there is nothing to scale: the rate that is set becomes the base of the schedule."""
     session = regression(epochs=2, lr=0.1).set_scheduler(lr_scheduler.LambdaLR, lr_lambda=lambda epoch: float(epoch))
