@@ -109,6 +109,18 @@ def test_the_quickstart_keeps_its_word(quickstart: Listener) -> None:
     assert float(accuracy.group(1)) >= 0.97
 
 
+def test_the_distributed_notebook_keeps_its_word(executed: Callable[[str], Listener]) -> None:
+    """Two processes come to the weights of one, an error shows the line of the cell, and a stop is one interrupt."""
+    cells = [cell for cell in executed("distributed.ipynb").nb.cells if cell.cell_type == "code"]
+    printed = "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
+    difference = re.search(r"largest difference between two weights: (\S+)", printed)
+
+    assert difference is not None
+    assert float(difference.group(1)) < 1e-5
+    assert "Rank 1 of 2 failed here:\n  Cell In[8], line 8, in forward\n    raise ValueError" in printed
+    assert "KeyboardInterrupt: the training was stopped" in printed
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name: str, executed: Callable[[str], Listener]) -> None:
     """The notebook runs from top to bottom, and prints no warning."""
