@@ -26,9 +26,9 @@ class History:
     1 epoch, best valid_loss 0.8 in epoch 0
     """
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, rows: Iterable[Row] = (), marks: Iterable[Mark] = ()) -> None:
         self.rows: list[Row] = list(rows)
-        self.marks: list[Mark] = []
+        self.marks: list[Mark] = list(marks)
         self.live: list[tuple[float, float]] = []
         """(position on the epoch axis, smoothed loss) within this run, thinned to at most `LIVE_POINTS`"""
         self._stride = 1
@@ -85,7 +85,8 @@ class History:
 
     def to_jsonl(self) -> str:
         """Marks and rows as JSON, one line each."""
-        return "".join(json.dumps(asdict(line)) + "\n" for line in (*self.marks, *self.rows))
+        lines = [*map(asdict, self.marks), *map(asdict, self.rows)]
+        return "".join(json.dumps(line) + "\n" for line in lines)
 
     @classmethod
     def from_jsonl(cls, text: str) -> "History":

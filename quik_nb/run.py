@@ -116,17 +116,19 @@ class Run:
     def _consume(self) -> None:
         __tracebackhide__ = True
         self.state = "running"
+        self._end = "failed"
         try:
             try:
                 self._launch.drive(self._take)
             except BaseException as error:  # kept, shown, and raised again by the caller
-                self.error, self.state = error, "failed"
+                self.error, self._end = error, "failed"
                 if not isinstance(error, KeyboardInterrupt):
                     self._take(WorkerFailure(f"{type(error).__name__}: {error}"))
             finally:
                 self._ending = True
                 self._launch.close()
                 self._settle(self)
+                self.state = self._end  # not before the state is home, or who looks at it takes the old weights
                 for view in self._views:
                     view.close()
         finally:
@@ -144,7 +146,7 @@ class Run:
             case RunStart():
                 self._start = event
             case RunEnd(state=state):
-                self.state = state
+                self._end = state
         # what a worker printed is shown once, where the user looked last; all else in every view
         for view in self._views[-1:] if isinstance(event, Printed) else self._views:
             view.show(event)

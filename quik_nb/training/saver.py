@@ -1,6 +1,5 @@
 """What rank 0 writes while it trains: weights at each epoch's end, the history, and the checkpoint to go on from."""
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from quik_nb.errors import CheckpointError
 from quik_nb.events import Row
-from quik_nb.history import score
+from quik_nb.history import History, score
 from quik_nb.training.checkpoint import Files, read, write
 from quik_nb.training.trainer import Progress, Trainer
 
@@ -54,7 +53,7 @@ class Saver:
             if whole:
                 self._write_weights(trainer, row, self.files)
             with (self.folder / HISTORY).open("a") as file:
-                file.writelines(json.dumps(asdict(line)) + "\n" for line in (*trainer.marks, row))
+                file.write(History([row], trainer.marks).to_jsonl())
             trainer.marks.clear()
         if not whole or self.every_epoch or time.monotonic() >= self._due:
             self.checkpoint(trainer)
