@@ -143,7 +143,7 @@ def write_for_ever(path: Path) -> None:
 
 
 def test_no_reader_meets_half_a_word(tmp_path: Path) -> None:
-    """While another process writes without a pause, a reader sees no stop, no pause and no rate that nobody asked for."""
+    """While another process writes without a pause, a reader sees no order that nobody gave."""
     path = tmp_path / "controls"
     reader = SharedControls(path, rank=1, create=True)
     writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,), daemon=True)
