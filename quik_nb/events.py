@@ -1,8 +1,8 @@
 """What happened in a training: plain frozen records, the only thing that crosses from training to views.
 
-A run is `RunStart, (StepEnd | Mark | Printed | EpochEnd)*, RunEnd`. `WorkerFailure` comes instead of `RunEnd` where
-the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and drawn by code
-that knows no torch.
+A run is `RunStart, (StepEnd | Mark | Paused | Printed | EpochEnd)*, RunEnd`. `WorkerFailure` comes instead of `RunEnd`
+where the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and drawn by
+code that knows no torch.
 """
 
 from collections.abc import Mapping
@@ -73,6 +73,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """The user holds the run, or lets it go on; the run's handle tells it, since a training that is held is silent."""
+
+    on: bool
+    """whether it is held from now on"""
+
+
+@dataclass(frozen=True, slots=True)
 class Printed:
     """Text that a worker printed."""
 
@@ -108,4 +116,4 @@ class WorkerFailure:
     """the rank that failed first; None where the run is in one process"""
 
 
-Event = RunStart | StepEnd | Mark | Printed | EpochEnd | RunEnd | WorkerFailure
+Event = RunStart | StepEnd | Mark | Paused | Printed | EpochEnd | RunEnd | WorkerFailure

@@ -1,5 +1,6 @@
 """One training, in the foreground or in the background: events to history and views, and the controls."""
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -7,8 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from quik_nb.errors import StopTraining, WorkerError
-from quik_nb.events import Event, Printed, RunEnd, RunStart, WorkerFailure
+from quik_nb.errors import RecipeError, StopTraining, WorkerError
+from quik_nb.events import Event, Paused, Printed, RunEnd, RunStart, WorkerFailure
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
 from quik_nb.views.base import View
@@ -24,6 +25,7 @@ class Run:
         state: "running", "paused", "finished", "stopped" or "failed".
         error: the exception that a failed run ended with, else None.
         leaves_kernel_free: whether it runs in the background, so that other cells and its buttons work.
+        told: whether the user knows how it ended: False for a background run, until someone asks.
     """
 
     def __init__(
@@ -38,10 +40,13 @@ class Run:
         self._views: list[View] = []
         self._start: RunStart | None = None
         self._done = threading.Event()
+        self._drawing = threading.RLock()
+        """held while the views are told something: the training's thread does it, and a cell that pauses or attaches"""
         self.leaves_kernel_free = False
         self.state = "stopped"  # until it begins: an interrupt before that leaves nothing under way
         self.error: BaseException | None = None
-        self._ending = False
+        self.told = True
+        self._ending = self._ended = False
 
     @property
     def history(self) -> "pd.DataFrame":
@@ -57,18 +62,35 @@ class Run:
     def pause(self) -> None:
         """Hold the run at the next step boundary, until `resume()` or `stop()`."""
         self._launch.controls.pause()
-        if self.state == "running":
-            self.state = "paused"
+        self._hold("running", "paused")
 
     def resume(self) -> None:
         """Go on after `pause()`."""
         self._launch.controls.resume()
-        if self.state == "paused":
-            self.state = "running"
+        self._hold("paused", "running")
+
+    def _hold(self, before: str, after: str) -> None:
+        with self._drawing:
+            if self.state == before:
+                self.state = after
+                self._tell(Paused(after == "paused"))
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the first parameter group from the next step on; the others are scaled alike."""
-        self._launch.controls.set_lr(lr)
+        """Set the learning rate of the first parameter group from the next step on; the others are scaled alike.
+
+        Raises:
+            RecipeError: it is not a number above 0.
+        """
+        try:
+            rate = float(lr)
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            raise RecipeError(
+                f"set_lr({lr!r}): a learning rate is a number above 0, so the run goes on with the one it has. "
+                f"Type run.set_lr(3e-4)."
+            )
+        self._launch.controls.set_lr(rate)
 
     def wait(self, timeout: float | None = None) -> "Run":
         """Wait until the run has ended; raises the error of a failed run.
@@ -78,6 +100,7 @@ class Run:
         """
         self._done.wait(timeout)
         if self.error is not None:
+            self.told = True
             raise self.error
         return self
 
@@ -88,9 +111,15 @@ class Run:
 
     def attach(self, view: View) -> None:
         """Add a view: it draws what the history holds and follows on."""
-        if self._start is not None:
-            view.show(self._start)
-        self._views.append(view)
+        with self._drawing:
+            if self._start is not None:
+                view.show(self._start)
+            if self.state == "paused":
+                view.show(Paused(True))
+            if self._ended:
+                view.close()
+            else:
+                self._views.append(view)
 
     # ------------------------------------------------------------------ the loop
 
@@ -98,6 +127,7 @@ class Run:
         """Consume the run here. The first interrupt stops it at a step boundary, a second one at once."""
         __tracebackhide__ = True
         with interruptible(self._interrupted) as interrupted:
+            self.state = "running"
             self._consume()
         error = self.error
         if error is not None and any(isinstance(e, WorkerError) for e in (error, error.__cause__)):
@@ -109,13 +139,12 @@ class Run:
 
     def background(self) -> None:
         """Consume the run in a thread; returns at once."""
-        self.leaves_kernel_free = True
+        self.leaves_kernel_free, self.told = True, False
         self.state = "running"
         threading.Thread(target=self._consume, name="quik_nb run", daemon=True).start()
 
     def _consume(self) -> None:
         __tracebackhide__ = True
-        self.state = "running"
         self._end = "failed"
         try:
             try:
@@ -126,11 +155,15 @@ class Run:
                     self._take(WorkerFailure(f"{type(error).__name__}: {error}"))
             finally:
                 self._ending = True
-                self._launch.close()
-                self._settle(self)
-                self.state = self._end  # not before the state is home, or who looks at it takes the old weights
-                for view in self._views:
-                    view.close()
+                try:
+                    self._launch.close()
+                    self._settle(self)
+                finally:
+                    self.state = self._end  # not before the state is home, or who looks at it takes the old weights
+                with self._drawing:
+                    self._ended = True
+                    for view in self._views:
+                        view.close()
         finally:
             self._done.set()
 
@@ -147,13 +180,17 @@ class Run:
                 self._start = event
             case RunEnd(state=state):
                 self._end = state
-        # what a worker printed is shown once, where the user looked last; all else in every view
-        for view in self._views[-1:] if isinstance(event, Printed) else self._views:
-            view.show(event)
+        self._tell(event)
         try:
             self._listen(event)
         except StopTraining:
             self.stop()
+
+    def _tell(self, event: Event) -> None:
+        with self._drawing:
+            # what a worker printed is shown once, where the user looked last; all else in every view
+            for view in self._views[-1:] if isinstance(event, Printed) else self._views:
+                view.show(event)
 
     def _ipython_display_(self) -> None:
         """Show nothing: the view has shown the run already, and a second line below it would only repeat it."""

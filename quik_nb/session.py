@@ -20,6 +20,7 @@ from torch import nn
 from quik_nb.archive import export, write_session
 from quik_nb.archive import read_session as read_archive
 from quik_nb.arguments import settings_from
+from quik_nb.code import as_code, write_script
 from quik_nb.errors import CheckpointError, RecipeError, suggest
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
@@ -81,7 +82,6 @@ class QuikSession(Steps):
         self._listeners: list[tuple[str, Callable[[Any], None]]] = []
         self._run: Run | None = None
         self._launch: Launch | None = None
-        self._told = True
         if Machine.detect().gpus > 1 or self.settings.processes not in ("auto", 1):
             warm_up()  # workers are likely, and a server that is ready saves their first start two seconds
 
@@ -158,7 +158,6 @@ class QuikSession(Steps):
         view, _ = choose(settings.view, self._state.history, run if leaves else None, settings.name)
         run.attach(view)
         if leaves:
-            self._told = False
             _BACKGROUND.add(run)
             run.background()
         else:
@@ -171,7 +170,7 @@ class QuikSession(Steps):
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
         job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)
-        self._launch = launch(job, placement, state.begin(recipe))
+        self._launch = launch(job, placement, state.begin(plan))
         self._run = run = Run(self._launch, state.history, self._settle, self._listen)
         words = described(recipe)
         before = self._attempts[-1].settings if self._attempts else None
@@ -210,17 +209,18 @@ class QuikSession(Steps):
         if self._run is not None and self._run.state in ("running", "paused"):
             raise RecipeError(
                 f"{what}: a run of this session is {self._run.state}, and this would mix two trainings: "
-                f"wait for it with session.run.wait(), or end it with session.run.stop()."
+                f"wait for it with session.run.wait(), or end it with session.run.stop(). session.show() draws it."
             )
         self._tell_failure()
 
     def _tell_failure(self) -> None:
         """Say once that a background run failed, to someone who may not have looked at its cell."""
-        if self._told or self._run is None or self._run.state != "failed":
+        run = self._run
+        if run is None or run.told or run.state != "failed":
             return
-        self._told = True
+        run.told = True
         warnings.warn(
-            f"The background run failed, and its rows are kept: {self._run.error!r} (session.run.error)", stacklevel=4
+            f"The background run failed, and its rows are kept: {run.error!r} (session.run.error)", stacklevel=4
         )
 
     def _new_model(self) -> None:
@@ -298,7 +298,7 @@ class QuikSession(Steps):
         """
         from quik_nb.views.compare import overlay
 
-        rows = {f"{n}: {a.changed or 'first'}": a.rows or list(a.history) for n, a in enumerate(self._attempts)}
+        rows = {f"{n}: {a.changed or ('as before' if n else 'first')}": a.own for n, a in enumerate(self._attempts)}
         return overlay({name: History(values) for name, values in rows.items() if values}, log=log)
 
     def predict(self, data: Any) -> Any:
@@ -382,6 +382,29 @@ class QuikSession(Steps):
                 raise RecipeError(f"There is no split {data!r}: {suggest(data, have)}; add_data({data}=...) sets one.")
             return source  # type: ignore[no-any-return]
         return as_source(data, "data", like=self._recipe.train, labelled=False)
+
+    def as_code(self, folder: str | Path | None = None) -> str:
+        """The equal plain PyTorch script: what `train()` does from the first epoch on, without quik_nb.
+
+        Classes and functions from cells are quoted. What has no text, such as a dataset, is marked with `...`, and the
+        script says at its top what to fill in.
+
+        Args:
+            folder: an empty or new folder in which to write the script, `train.py`, and what it loads; None for none.
+
+        Raises:
+            RecipeError: something is missing or does not fit; all of it is in the message.
+            CheckpointError: the folder has such files already.
+        """
+        recipe = self._checked("as_code", "train", "model", "criterion", "optimizer")
+        recipe.check()
+        original = self._state.original or recipe.model.state_dict()  # type: ignore[union-attr]
+        made = None if self._maker is None else self._make(self._maker).state_dict()
+        seeded = made is not None and all(torch.equal(made[key].cpu(), original[key].cpu()) for key in original)
+        text = as_code(recipe, self._maker, seeded)
+        if folder is not None:
+            write_script(text, recipe, original, Path(folder))
+        return text
 
     # ------------------------------------------------------------------ files
 

@@ -30,9 +30,14 @@ class Attempt:
     """what differs from the attempt before"""
     rows: list[Row] = field(default_factory=list)
 
+    @property
+    def own(self) -> list[Row]:
+        """The rows of this attempt, also while it runs."""
+        return self.rows or [row for row in self.history if row.epoch >= self.first]
+
     def settle(self) -> None:
         """Keep the rows of this attempt, which a later one may go on from."""
-        self.rows = [row for row in self.history if row.epoch >= self.first]
+        self.rows = self.own
 
 
 def described(recipe: Recipe) -> dict[str, str]:
@@ -62,7 +67,7 @@ def table(attempts: list[Attempt]) -> "pd.DataFrame":
 
     lines: list[dict[str, Any]] = []
     for number, attempt in enumerate(attempts):
-        rows = attempt.rows or [row for row in attempt.history if row.epoch >= attempt.first]
+        rows = attempt.own
         best = min(rows, key=score, default=None)
         lines.append(
             {

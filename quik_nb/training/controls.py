@@ -147,7 +147,9 @@ class SharedControls:
         """The orders at the top of a step, equal on all ranks; rank 0 also takes up new requests."""
         if self.rank == 0:
             self._agree(step)
-        orders = Orders(step >= self.words[STOP_AT], step >= self.words[PAUSE_AT], keep=step == self.words[KEEP_AT])
+        # pause before stop: rank 0 ends a pause after it wrote the stop, so who misses the pause sees the stop
+        pause = step >= self.words[PAUSE_AT]
+        orders = Orders(step >= self.words[STOP_AT], pause, keep=step == self.words[KEEP_AT])
         count = self.words[AGREED_RATES]
         if count > self.seen_rates and step >= self.words[RATE_AT]:
             orders.lr, self.seen_rates = self.rates[AGREED_RATE], count

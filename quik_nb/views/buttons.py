@@ -36,9 +36,9 @@ class Buttons:
         """In the order in which they stand."""
         return (self.stop, self.pause, self.lr, self.said)
 
-    def resumed(self) -> None:
-        """The run goes on again, also where that was asked for in code."""
-        self._show_pause("Pause", "pause")
+    def show_paused(self, on: bool) -> None:
+        """Offer what can be done now, also where the pause or its end was asked for in code."""
+        self.pause.description, self.pause.icon = ("Resume", "play") if on else ("Pause", "pause")
 
     def _try(self, act: Callable[[], None]) -> None:
         # an exception that leaves a widget's callback ends in the log, where nobody looks
@@ -55,16 +55,11 @@ class Buttons:
     def _pause(self) -> None:
         if self.pause.description == "Pause":
             self._controls.pause()
-            self._show_pause("Resume", "play")
-            self.said.value = "paused"
+            self.show_paused(True)
         else:
             self._controls.resume()
-            self.resumed()
-            self.said.value = ""
-
-    def _show_pause(self, description: str, icon: str) -> None:
-        if self.pause.description != description:
-            self.pause.description, self.pause.icon = description, icon
+            self.show_paused(False)
+        self.said.value = ""
 
     def _set_lr(self, words: str) -> None:
         if not words.strip():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from quik_nb.history import History
+from quik_nb.history import History, score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def overlay(histories: Mapping[str, History], log: bool = False) -> "Figure":
         axes.plot(epochs, values, dash, color=colour, marker="o", markersize=3, label=name)
         best = history.best
         if best is not None:
-            axes.plot([best.epoch], [min(values)], "o", markersize=10, fillstyle="none", color=colour)
+            axes.plot([best.epoch], [score(best)], "o", markersize=10, fillstyle="none", color=colour)
     validated = any("valid_loss" in history.columns for history in histories.values())
     axes.set_ylabel("valid loss" if validated else "train loss")
     axes.set_xlabel("epoch")

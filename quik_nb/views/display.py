@@ -3,7 +3,7 @@
 import time
 from html import escape
 
-from quik_nb.events import EpochEnd, Event, Printed, RunStart
+from quik_nb.events import EpochEnd, Event, Paused, Printed, RunStart
 from quik_nb.history import History
 from quik_nb.views import table
 from quik_nb.views.budget import Budget, Clock
@@ -41,7 +41,7 @@ class DisplayView:
         self._progress.record(event)
         self._row_is_due |= isinstance(event, EpochEnd | RunStart)
         kind = ROW if self._row_is_due else STEP
-        if not self._shown or self._budget.allows(kind):
+        if not self._shown or isinstance(event, Paused) or self._budget.allows(kind):
             self._draw(kind)
 
     def close(self) -> None:

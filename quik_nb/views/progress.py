@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from quik_nb.events import EpochEnd, Event, RunEnd, RunStart, StepEnd, WorkerFailure
+from quik_nb.events import EpochEnd, Event, Paused, RunEnd, RunStart, StepEnd, WorkerFailure
 from quik_nb.history import History, score
 from quik_nb.views.format import duration, first_line, number, one_line, plural, rate
 
@@ -20,7 +20,7 @@ class Progress:
         self.step: StepEnd | None = None
         """the last sign of life within the epoch; None between epochs"""
         self.end: RunEnd | WorkerFailure | None = None
-        self.closed = False
+        self.paused = self.closed = False
 
     def record(self, event: Event) -> None:
         """Take in one event."""
@@ -31,6 +31,8 @@ class Progress:
                 self.step = event
             case EpochEnd():
                 self.step = None
+            case Paused(on=on):
+                self.paused = on
             case RunEnd() | WorkerFailure():
                 self.end = event
 
@@ -81,8 +83,8 @@ class Progress:
 
     def status(self) -> str:
         """What the bar says: the epoch, the time left, the smoothed loss, the pace; a narrow page cuts its end."""
-        parts = [self._title, self._which_epoch()]
-        left = self.seconds_left()
+        parts = [self._title, "paused" if self.paused else "", self._which_epoch()]
+        left = None if self.paused else self.seconds_left()
         if left is not None:
             parts.append(f"{duration(left)} left")
         if self.step is not None:

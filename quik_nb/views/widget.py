@@ -7,7 +7,7 @@ that the saved notebook holds a table and a picture and needs no widget to show 
 import time
 from typing import Any
 
-from quik_nb.events import EpochEnd, Event, Mark, Printed, RunStart, StepEnd
+from quik_nb.events import EpochEnd, Event, Mark, Paused, Printed, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views import live
 from quik_nb.views.base import Controls
@@ -65,11 +65,16 @@ class WidgetView:
             return
         if isinstance(event, RunStart):
             self._board.foot.value = live.foot(event.where, self._hint())
-        if self._board.buttons is not None and _ends_pause(event):
-            self._board.buttons.resumed()
+        if isinstance(event, Paused):
+            self._pause(self._board, event.on)
         for kind, depth in DUE.get(type(event), {}).items():
             self._stale[kind] = max(depth, self._stale.get(kind, 0.0))
         self._draw(self._board)
+
+    def _pause(self, board: "_Board", on: bool) -> None:
+        if board.buttons is not None:
+            board.buttons.show_paused(on)
+        board.parts[BAR].value = self._piece(BAR)  # whatever the budget: nothing else may come for long
 
     def close(self) -> None:
         """Put the static record in place of the widgets, and close them."""
@@ -145,7 +150,3 @@ def _models(widget: Any) -> list[Any]:
     """A widget with all that it is made of."""
     own = [widget, widget.layout, *([widget.style] if hasattr(widget, "style") else [])]
     return own + [model for child in getattr(widget, "children", ()) for model in _models(child)]
-
-
-def _ends_pause(event: Event) -> bool:
-    return isinstance(event, Mark) and event.label.startswith("paused")

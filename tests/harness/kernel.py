@@ -84,7 +84,7 @@ class Cell:
         self.messages: list[Message] = []
         self.idle = False
         self.sent = time.monotonic()
-        self._id = kernel.client.execute(code, allow_stdin=False)
+        self._id = kernel.client.execute(code, allow_stdin=kernel.interactive)
 
     def until(self, condition: Callable[[Result], bool], timeout: float = 60) -> Result:
         """Take in messages until the condition holds for what came so far."""
@@ -128,9 +128,16 @@ class Cell:
 
 
 class Kernel:
-    """A kernel of its own, in a folder of its own, until `close`."""
+    """A kernel of its own, in a folder of its own, until `close`.
 
-    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+    Args:
+        folder: its working folder.
+        env: variables of its environment, beside those of this process.
+        interactive: whether cells come, as from a person's page, with a way to ask that person something.
+    """
+
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None, interactive: bool = False) -> None:
+        self.interactive = interactive
         self._mark = uuid.uuid4().hex
         settings = {"IPYTHONDIR": str(folder / ".ipython"), MARK: self._mark, **(env or {})}
         self._manager = KernelManager(kernel_name="python3")
@@ -178,6 +185,11 @@ class Kernel:
     def interrupt(self) -> None:
         """What the front end's interrupt button does: SIGINT to the kernel's whole process group."""
         self._manager.interrupt_kernel()
+
+    def shut_down(self) -> None:
+        """What the front end's "Shut down" does: ask the kernel to end, and wait until it has (10 s at most)."""
+        self._manager.shutdown_wait_time = 10.0
+        self._manager.shutdown_kernel(now=False)
 
     def kill(self) -> None:
         """End the kernel, and only it, the hard way."""

@@ -7,7 +7,7 @@ import pytest
 from ipywidgets import HTML, Box, Button, Text, Widget
 
 from quik_nb.errors import QuikError
-from quik_nb.events import EpochEnd, Event, Mark, Printed, RunEnd, RunStart, StepEnd
+from quik_nb.events import EpochEnd, Event, Paused, Printed, RunEnd, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views.budget import ALLOWANCE, SHARE, Budget
 from quik_nb.views.display import DisplayView
@@ -283,18 +283,19 @@ def test_what_the_run_refuses_is_said_beside_the_buttons(page: Any, make_events:
     assert "lr=2.0 is more than this optimizer bears" == answer
 
 
-def test_a_run_that_was_resumed_in_code_shows_pause_again(page: Any, make_events: Make) -> None:
-    """The mark of a pause that is over turns the button back."""
+def test_a_pause_in_code_is_shown(page: Any, make_events: Make, make_clock: Make) -> None:
+    """The button offers what can be done now, and the bar says that the run is paused, however little time is left."""
     history = History()
-    view = WidgetView(history, Remembered(), publish=page)
+    view = WidgetView(history, Remembered(), clock=make_clock(cost=0.5), publish=page)
     feed(view, history, *make_events(3)[:3])
     _, pause, _, _ = buttons(page)
-    pause.click()
-    feed(view, history, Mark(0.5, "paused 12 s"))
-    name = pause.description
+    seen = []
+    for on in (True, False):
+        feed(view, history, Paused(on))
+        seen.append((pause.description, "paused" in html(page)))
     view.close()
 
-    assert "Pause" == name
+    assert [("Resume", True), ("Pause", False)] == seen
 
 
 def test_prints_of_workers_are_printed(page: Any, capsys: pytest.CaptureFixture[str]) -> None:
