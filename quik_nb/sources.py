@@ -283,6 +283,20 @@ def _column(column: Any, split: str) -> Tensor:
     return _as_tensor(column.to_numpy(copy=True))
 
 
+def alike(one: Source, other: Source) -> bool:
+    """Whether two sources hold the same samples, as after a cell that was run again."""
+    if one is other:
+        return True
+    if not isinstance(one, Tensors) or not isinstance(other, Tensors):
+        return False  # what a dataset of the user's own holds cannot be told from outside
+    own, others = ((*s.tensors, *(() if s.rows is None else (s.rows,))) for s in (one, other))
+    if one.names != other.names or len(own) != len(others):
+        return False
+    return all(
+        a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(own, others, strict=True)
+    )
+
+
 def as_sources(train: Any, valid: Any, test: Any, target: str | None, seed: int) -> dict[str, Source]:
     """The sources of all splits by name; shares such as `valid=0.2` are cut from the training split by the seed."""
     whole = as_source(train, "train", target)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from quik_nb.recipe import Recipe
+from quik_nb.sources import alike
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.trainer import Progress
 
@@ -24,7 +25,8 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
         progress = replace(progress, optimizer=None, scheduler=None, planned=0)
     elif _keywords(old) != _keywords(new) or old.scheduler != new.scheduler:
         progress = replace(progress, scheduler=None, planned=0)
-    if _batches(old) != _batches(new):
+    same = old.settings.batch_size == new.settings.batch_size and old.settings.seed == new.settings.seed
+    if not same or old.train is None or new.train is None or not alike(old.train, new.train):
         progress = replace(progress, step=0, loss_sum=0.0, loss_count=0, seconds=0.0, generators=None)
         if new.scheduler is not None and new.scheduler.per_batch:
             progress = replace(progress, scheduler=None, planned=0)
@@ -38,7 +40,3 @@ def _parameters(recipe: Recipe) -> object:
 
 def _keywords(recipe: Recipe) -> object:
     return recipe.optimizer and (optimizer_keywords(recipe.optimizer, recipe), recipe.optimizer.groups)
-
-
-def _batches(recipe: Recipe) -> object:
-    return id(recipe.train), recipe.settings.batch_size, recipe.settings.seed

@@ -559,3 +559,14 @@ def test_classes_train_on_after_a_stop() -> None:
     session.train()
 
     assert [0] == list(session.history["epoch"])
+
+
+def test_the_same_data_added_again_changes_nothing() -> None:
+    """A data cell that is run again after a stop leaves the unfinished epoch where it stood."""
+    straight, stopped = regression(epochs=2), regression(epochs=2)
+    straight.train()
+    with at_step(stopped, 3, stop(stopped)):
+        stopped.train()
+    stopped.add_data(train=numbers(), valid=numbers(37)).train(2)
+
+    assert 0.0 == distance(straight.model, stopped.model)
