@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "archive": LAUNCH | {"archive", "state"},
     "arguments": PLANS | {"arguments"},
     "cells": BASE,
-    "code": LAUNCH | {"code", "quoting"},
+    "code": LAUNCH | {"code", "quoting", "summary"},
     "errors": BASE,
     "events": BASE,
     "history": RECORDS,
