@@ -9,6 +9,7 @@ from harness.kernel import Kernel
 from harness.workers import Notebook, leftovers, workers
 
 from quik_nb.launch.bundle import Scratch
+from quik_nb.launch.failure import Failure, root_cause
 
 GONE_SECONDS = 5.0
 
@@ -58,6 +59,15 @@ def test_the_same_training_can_go_on_after_a_failure(notebook: Kernel) -> None:
     )
 
     assert "True" == result.text.splitlines()[-1]
+
+
+def test_an_error_that_only_tells_of_another_is_passed_over() -> None:
+    """A lost connection that is reported first is not what the user sees, where another rank failed by itself."""
+    lost = Failure(0, "RuntimeError", "[gloo/transport/tcp/pair.cc] Connection closed by peer")
+    cause = Failure(1, "ValueError", "a bad batch")
+
+    assert cause == root_cause([lost, cause])
+    assert lost == root_cause([lost])
 
 
 def test_a_failure_on_all_ranks_is_told_once(notebook: Kernel) -> None:
