@@ -1,5 +1,6 @@
 """One training, in the foreground or in the background: events to history and views, and the controls."""
 
+import contextvars
 import math
 import signal
 import threading
@@ -37,7 +38,8 @@ class Run:
     ) -> None:
         self._launch, self._history = launch, history
         self._settle, self._listen = settle, listen
-        self._views: list[View] = []
+        self._views: list[tuple[View, contextvars.Context]] = []
+        """each with the context it came from, by which a kernel knows under which cell its output belongs"""
         self._start: RunStart | None = None
         self._done = threading.Event()
         self._drawing = threading.RLock()
@@ -119,7 +121,7 @@ class Run:
             if self._ended:
                 view.close()
             else:
-                self._views.append(view)
+                self._views.append((view, contextvars.copy_context()))
 
     # ------------------------------------------------------------------ the loop
 
@@ -141,7 +143,8 @@ class Run:
         """Consume the run in a thread; returns at once."""
         self.leaves_kernel_free, self.told = True, False
         self.state = "running"
-        threading.Thread(target=self._consume, name="quik_nb run", daemon=True).start()
+        here = contextvars.copy_context()
+        threading.Thread(target=here.run, args=(self._consume,), name="quik_nb run", daemon=True).start()
 
     def _consume(self) -> None:
         __tracebackhide__ = True
@@ -162,8 +165,8 @@ class Run:
                     self.state = self._end  # not before the state is home, or who looks at it takes the old weights
                 with self._drawing:
                     self._ended = True
-                    for view in self._views:
-                        view.close()
+                    for view, cell in self._views:
+                        cell.run(view.close)
         finally:
             self._done.set()
 
@@ -189,8 +192,8 @@ class Run:
     def _tell(self, event: Event) -> None:
         with self._drawing:
             # what a worker printed is shown once, where the user looked last; all else in every view
-            for view in self._views[-1:] if isinstance(event, Printed) else self._views:
-                view.show(event)
+            for view, cell in self._views[-1:] if isinstance(event, Printed) else self._views:
+                cell.run(view.show, event)
 
     def _ipython_display_(self) -> None:
         """Show nothing: the view has shown the run already, and a second line below it would only repeat it."""

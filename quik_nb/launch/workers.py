@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from quik_nb.errors import WorkerError
@@ -55,6 +56,7 @@ class Workers:
         self._failures: list[Failure] = []
         self._done: set[int] = set()
         self._closed = False
+        self._data = self._write()
         self._events = self._run()
 
     def drive(self, take: Callable[[Event], None]) -> None:
@@ -65,23 +67,36 @@ class Workers:
 
     # ------------------------------------------------------------------ starting
 
+    def _write(self) -> Path | None:
+        """Write the job as it is now, whatever the next cell changes; the file with its samples.
+
+        That file is the run's own by a link, since another training may put its samples in place of these.
+        """
+        if self.placement.start_method == "fork":
+            return None
+        try:
+            write_job(self.job, self.folder)
+            data, own = SCRATCH.data(self.job), self.folder / "data.pt"
+            os.link(data, own)
+            return own
+        except BaseException:
+            shutil.rmtree(self.folder)
+            raise
+
     def _start(self) -> None:
         settings, placement = self.job.recipe.settings, self.placement
-        by_fork = placement.start_method == "fork"
-        if not by_fork:
-            write_job(self.job, self.folder)
         errand = Errand(
             rank=0,
             devices=placement.devices,
             backend=placement.backend,
             threads=placement.threads or 1,
             folder=self.folder,
-            data=None if by_fork else SCRATCH.data(self.job),
+            data=self._data,
             saver=self.saver,
             timeout=settings.timeout,
             prints=True,
             environment=dict(os.environ),
-            job=self.job if by_fork else None,
+            job=self.job if self._data is None else None,
         )
         started = context(placement.start_method)
         with hidden_main():

@@ -10,7 +10,7 @@ after the note: every rank sees it there, and none obeys it earlier.
 
 import mmap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 NEVER = 2**62
@@ -176,5 +176,7 @@ def wait_while_paused(controls: Controls | SharedControls, step: int) -> Orders:
     orders = controls.at(step)
     while orders.pause and not orders.stop:
         time.sleep(POLL_SECONDS)
-        orders = controls.at(step)
+        later = controls.at(step)  # a rate is handed out once, so one that came with the pause is carried along
+        lr = orders.lr if later.lr is None else later.lr
+        orders = replace(later, lr=lr, keep=orders.keep or later.keep)
     return orders

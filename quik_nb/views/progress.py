@@ -93,8 +93,8 @@ class Progress:
         return " · ".join(part for part in parts if part)
 
     def _which_epoch(self) -> str:
-        if self.start is None:  # a view that came to a run on its way
-            return f"epoch {self.epoch}" if self.step is not None else "waiting for the next step"
+        if self.start is None:
+            return f"epoch {self.epoch}" if self.step is not None else "starting"
         if not self._more_to_come:
             return "all epochs trained"
         return f"epoch {self.epoch} ({self.epoch + 1} of {self.start.epochs})"

@@ -51,8 +51,8 @@ class WidgetView:
         self._id = new_id()
         self._stale: dict[str, float] = {}  # how deep the account may be drawn on for each part that is out of date
         self._board: _Board | None = None
-        if history.rows:
-            self._open()
+        if history.rows or controls is not None:
+            self._open()  # also where workers are still starting, since the cell may be over before they have begun
 
     def show(self, event: Event) -> None:
         """Take one event; draw what it makes stale as far as the budget allows."""
