@@ -40,8 +40,6 @@ class Tensors:
     """the feature columns of a DataFrame, in order"""
     target: str | None = None
     """the target column of a DataFrame"""
-    from_numpy: bool = False
-    """whether memory is shared with arrays that may change without torch knowing"""
 
     def __len__(self) -> int:
         return len(self.tensors[0]) if self.rows is None else len(self.rows)
@@ -188,7 +186,6 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
 
 
 def _tensors(values: tuple[Any, ...], split: str, names: tuple[str, ...] | None = None) -> Tensors:
-    from_numpy = any(not isinstance(v, Tensor) for v in values)
     tensors = tuple(_as_tensor(v) for v in values)
     label = names or tuple(f"tensor {i}" for i in range(len(tensors)))
     bare = [n for n, t in zip(label, tensors, strict=True) if t.ndim == 0]
@@ -205,7 +202,7 @@ def _tensors(values: tuple[Any, ...], split: str, names: tuple[str, ...] | None 
         )
     if lengths[0] == 0:
         raise RecipeError(f"{split} is empty (0 samples): there is nothing to use; pass some samples.")
-    return Tensors(tensors, from_numpy=from_numpy)
+    return Tensors(tensors)
 
 
 def _as_tensor(value: Any) -> Tensor:
@@ -244,7 +241,6 @@ def _from_frame(frame: Any, split: str, target: str | None, like: Source | None,
         (frame_features(frame, features, split), _column(frame[target], split)),
         columns=tuple(features),
         target=target,
-        from_numpy=True,
     )
 
 
