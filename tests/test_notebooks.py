@@ -121,6 +121,14 @@ def test_the_distributed_notebook_keeps_its_word(executed: Callable[[str], Liste
     assert "KeyboardInterrupt: the training was stopped" in printed
 
 
+def test_the_own_loop_keeps_its_word(executed: Callable[[str], Listener]) -> None:
+    """The loop written by hand has the very numbers of train()."""
+    notebook = executed("own_loop.ipynb").nb
+    (shown,) = notebook.cells[cell_with(notebook, "equals(kit.history.train_loss)")].outputs
+
+    assert "True" == shown.data["text/plain"]
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name: str, executed: Callable[[str], Listener]) -> None:
     """The notebook runs from top to bottom, and prints no warning."""
