@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nbformat
-from playwright.sync_api import Browser, Locator, Page, Playwright, expect
+from playwright.sync_api import Browser, Locator, Page, Playwright, Response, expect
 
 Theme = Literal["light", "dark"]
 
@@ -194,13 +194,13 @@ class NotebookPage:
 
     def save(self) -> nbformat.NotebookNode:
         """Save by the keyboard, and read what lies on the disk then."""
-        before = self.path.stat().st_mtime_ns
-        self.page.keyboard.press("Control+s")
-        deadline = time.monotonic() + 30
-        while self.path.stat().st_mtime_ns == before:
-            assert time.monotonic() < deadline, "the notebook was not saved"
-            self.page.wait_for_timeout(50)
+        with self.page.expect_response(self._is_save, timeout=30_000):
+            self.page.keyboard.press("Control+s")
         return nbformat.read(self.path, as_version=4)
+
+    def _is_save(self, response: Response) -> bool:
+        """The server's answer to a save, which it gives when the file is written."""
+        return response.request.method == "PUT" and f"/api/contents/{self.path.name}?" in response.url
 
     def screenshot(self, name: str, cell: int | None = None) -> Path:
         """Keep a picture of the tab, or of one cell, among the artifacts."""
