@@ -25,7 +25,7 @@ class RateTest:
     >>> rates = [10.0 ** (i / 10 - 4) for i in range(41)]
     >>> found = RateTest([(rate, 1 / (1 + (rate / 1e-2) ** 2)) for rate in rates])
     >>> round(found.suggestion, 3)
-    0.006
+    0.01
     """
 
     points: list[Point]
