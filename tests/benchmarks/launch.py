@@ -9,7 +9,7 @@ in it: the first one cold, the second one warm. Ways that are not installed are 
 import json
 import sys
 from argparse import ArgumentParser
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +18,9 @@ from tempfile import TemporaryDirectory
 
 from kernels import kernel
 from measure import spread
+
+PATIENCE = 60
+"""Seconds after which a launch is taken to hang."""
 
 SETUP = """
 import json, os, time, warnings
@@ -222,7 +225,7 @@ def launches(way: Way, epochs: int | None, count: int = 2) -> list[tuple[float, 
         with kernel(*cells, MARKS=str(marks), PYTHONWARNINGS="ignore") as made:
             for _ in range(count):
                 marks.unlink(missing_ok=True)
-                made.ok("mark('call'); go(); mark('return');", timeout=180)
+                made.ok("mark('call'); go(); mark('return');", timeout=PATIENCE)
                 times = dict(map(json.loads, marks.read_text().splitlines()))
                 found.append((times["first step"] - times["call"], times["return"] - times["call"]))
     return found
@@ -245,10 +248,19 @@ if __name__ == "__main__":
         print(f"{way.name}: skipped, {way.needs} is not installed")
         ways.remove(way)
     taken: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    lost: Counter[str] = Counter()
     for number in range(options.rounds):
         for way in ways:  # in turn, so that the machine's moods meet every way alike
-            for i, row in enumerate(launches(way, options.epochs)):
+            try:
+                rows = launches(way, options.epochs)
+            except AssertionError as error:  # it raised, or it hangs
+                lost[way.name] += 1
+                print(f"round {number}: {way.name}: {error}", file=sys.stderr)
+                continue
+            for i, row in enumerate(rows):
                 taken[way.name, i].append(row)
-            print(f"round {number}: {way.name}", file=sys.stderr)
+                print(report(f"round {number}: {way.name}, launch {i + 1}", [row]), file=sys.stderr)
     for (name, i), rows in taken.items():
         print(report(f"{name}, launch {i + 1}", rows))
+    for name, count in lost.items():
+        print(f"{name}: {count} of {options.rounds} rounds did not come to their end")
