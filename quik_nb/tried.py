@@ -68,7 +68,7 @@ def table(attempts: list[Attempt]) -> "pd.DataFrame":
     lines: list[dict[str, Any]] = []
     for number, attempt in enumerate(attempts):
         rows = attempt.own
-        best = min(rows, key=score, default=None)
+        best = History(rows).best  # a row without its validation is no match for one with it
         lines.append(
             {
                 "run": number,
