@@ -88,7 +88,7 @@ def _reading(name: str, hint: Any) -> dict[str, Any]:
         frozenset({bool}): {"action": BooleanOptionalAction},
         frozenset({int}): {"type": int, "metavar": "N"},
         frozenset({float}): {"type": float, "metavar": "X"},
-        frozenset({int, str}): {"type": _number_or_word, "metavar": "N|auto"},
+        frozenset({int, str}): {"type": _number_or_word, "metavar": "N|TEXT"},
         frozenset({bool, str}): {"type": _word_or_false},
     }
     words = {"metavar": "|".join(CHOICES[name])} if name in CHOICES else {"metavar": "TEXT"}
