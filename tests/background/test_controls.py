@@ -75,7 +75,8 @@ def test_an_order_at_the_last_step_is_no_deadlock(notebook: Kernel, order: str, 
         "print(ended, run.state == ended, len(s.history))",
     )
 
-    assert "finished True 1" == result
+    # a stop cuts the validation, so that the row is a partial one
+    assert f"{'stopped' if order == 'stop' else 'finished'} True 1" == result
 
 
 @pytest.mark.parametrize("processes", [1, 2])
