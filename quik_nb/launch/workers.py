@@ -77,7 +77,10 @@ class Workers:
         try:
             write_job(self.job, self.folder)
             data, own = SCRATCH.data(self.job), self.folder / "data.pt"
-            os.link(data, own)
+            try:
+                os.link(data, own)
+            except OSError:  # a file system without links
+                shutil.copyfile(data, own)
             return own
         except BaseException:
             shutil.rmtree(self.folder)

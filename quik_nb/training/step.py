@@ -80,6 +80,7 @@ class Step:
         self._checked = False
 
     def __call__(self, model: Callable[..., Any], batch: Any) -> StepResult:
+        __tracebackhide__ = True
         try:
             result = self._compute(model, batch)
         except Exception as error:
@@ -90,6 +91,7 @@ class Step:
         return result
 
     def _compute(self, model: Callable[..., Any], batch: Any) -> StepResult:
+        __tracebackhide__ = True
         if self.own is not None:
             result = self.own(model, self.criterion, batch)
             loss, outputs = result if isinstance(result, tuple) else (result, None)

@@ -204,6 +204,7 @@ class Trainer:
 
     def train_step(self, data: Any) -> None:
         """One batch: forward, backward, and after the last micro-batch of a step, the update."""
+        __tracebackhide__ = True
         with self.autocast():
             result = self.step(self.call, data)
         self.backward(result.loss, result.counted)

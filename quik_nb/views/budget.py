@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 SHARE = 0.015
 """part of the wall time that a view may spend on drawing, so that with all it does else it stays below 2 %"""
-ALLOWANCE = 0.018
+ALLOWANCE = 0.012
 """seconds that it may spend on top, for a whole run: the rows of some twenty short epochs, one by one"""
 
 Clock = Callable[[], float]

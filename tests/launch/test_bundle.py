@@ -36,7 +36,7 @@ def test_workers_hold_one_copy_of_the_data(notebook: Kernel) -> None:
         "    if step % 10 == 0:\n"
         "        if torch.distributed.is_initialized():\n"
         "            torch.distributed.barrier(); torch.distributed.barrier()\n"
-        "        print(step, mapped('/data_'), own())\n"
+        "        print(step, mapped('/data'), own())\n"
         "        if torch.distributed.is_initialized():\n"
         "            torch.distributed.barrier()\n"
         f"big = torch.ones({MEGABYTES} * 131072 // 1024, 1024, dtype=torch.float64)\n"
