@@ -21,7 +21,7 @@ def doctor() -> None:
     """
     machine = Machine.detect()
     for name, value in {**_facts(machine), **_decisions(machine)}.items():
-        print(f"{name:<22}{value}")
+        print(f"{name:<24}{value}")
 
 
 def _facts(machine: Machine) -> dict[str, str]:
