@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# IPython warns where this names another environment than the one it runs in, as in a shell that has one activated
+os.environ.pop("VIRTUAL_ENV", None)
+
 if TYPE_CHECKING:
     from harness.kernel import Kernel
     from harness.lab import Lab, NotebookPage
