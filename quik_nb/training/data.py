@@ -312,7 +312,8 @@ def to_device(data: Any, device: torch.device) -> Any:
     """A batch on the device: tensors, tuples, lists and dicts of them, and whatever has a method `to`."""
     match data:
         case Tensor():
-            return data if data.device == device else data.to(device, non_blocking=True)
+            # only towards a GPU: on the way back the CPU could read what has not arrived yet
+            return data if data.device == device else data.to(device, non_blocking=device.type == "cuda")
         case dict():
             return {key: to_device(value, device) for key, value in data.items()}
         case tuple() if hasattr(data, "_fields"):

@@ -11,8 +11,8 @@ from quik_nb.recipe import Recipe
 from quik_nb.sources import Source, Tensors
 from quik_nb.training import rng
 from quik_nb.training.build import resolve_precision
-from quik_nb.training.data import Batch, eval_batches
-from quik_nb.training.metrics import MetricSet, exact, join
+from quik_nb.training.data import Batch, eval_batches, to_device
+from quik_nb.training.metrics import MetricSet, detached, exact, join
 from quik_nb.training.step import Step, main_output, split_batch
 from quik_nb.training.world import World
 
@@ -83,7 +83,7 @@ def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
             inputs = model_inputs(batch.data, width)
             with autocast():
                 outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
-            parts.append(_to_cpu(main_output(outputs)))
+            parts.append(to_device(detached(main_output(outputs)), torch.device("cpu")))
     return join(parts)
 
 
@@ -113,17 +113,6 @@ def model_inputs(batch: Any, width: int | None) -> Any:
         has_target = len(batch) > 1 if width is None else len(batch) == width
         return tuple(batch[:-1] if has_target else batch)
     return (batch,)
-
-
-def _to_cpu(value: Any) -> Any:
-    match value:
-        case torch.Tensor():
-            return value.detach().cpu()
-        case dict():
-            return {k: _to_cpu(v) for k, v in value.items()}
-        case tuple() | list():
-            return type(value)(_to_cpu(v) for v in value)
-    return value
 
 
 @contextmanager

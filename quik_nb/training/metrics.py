@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quik_nb.errors import RecipeError
+from quik_nb.training.data import to_device
 from quik_nb.training.world import World
 
 BETA = 0.98
@@ -114,12 +115,12 @@ class MetricSet:
     def _whole(self, parts: list[Any]) -> Any:
         """The batches of all ranks joined on this rank; order follows the ranks, equally for outputs and targets."""
         own = join(parts) if parts else None
-        gathered = [part for part in self.world.gather(_cpu(own)) if part is not None]
+        gathered = [part for part in self.world.gather(to_device(own, torch.device("cpu"))) if part is not None]
         if not gathered:
             raise RecipeError(
                 "There are no outputs to judge: have the step return (loss, outputs), not the loss alone."
             )
-        return _to(gathered[0] if len(gathered) == 1 else join(gathered), self.world.device)
+        return to_device(gathered[0] if len(gathered) == 1 else join(gathered), self.world.device)
 
 
 def join(parts: list[Any]) -> Any:
@@ -148,19 +149,4 @@ def detached(value: Any) -> Any:
             return {key: detached(v) for key, v in value.items()}
         case tuple() | list():
             return type(value)(detached(v) for v in value)
-    return value
-
-
-def _cpu(value: Any) -> Any:
-    return _to(value, torch.device("cpu"))
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    match value:
-        case Tensor():
-            return value.to(device)
-        case dict():
-            return {key: _to(v, device) for key, v in value.items()}
-        case tuple() | list():
-            return type(value)(_to(v, device) for v in value)
     return value
