@@ -24,8 +24,6 @@ class Machine:
     """CUDA devices, counted without initialising CUDA in this process"""
     cuda_initialized: bool = False
     """whether this process holds a CUDA context, which a plain fork cannot take along"""
-    bf16: bool = False
-    """whether the GPUs compute in bfloat16"""
     mps: bool = False
     main_thread: bool = True
     """whether the caller runs in the main thread, where interrupts arrive"""
@@ -41,7 +39,6 @@ class Machine:
             cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             gpus=gpus,
             cuda_initialized=held,
-            bf16=held and torch.cuda.is_bf16_supported(),
             mps=torch.backends.mps.is_available(),
             main_thread=threading.current_thread() is threading.main_thread(),
             can_fork=hasattr(os, "fork"),

@@ -26,7 +26,7 @@ def overlay(histories: Mapping[str, History], log: bool = False) -> "Figure":
     axes = result.subplots()
     for number, (name, history) in enumerate(histories.items()):
         colour, dash = SERIES[number % len(SERIES)], DASHES[number // len(SERIES) % len(DASHES)]
-        values = [row.train_loss if row.valid_loss is None else row.valid_loss for row in history]
+        values = [score(row) for row in history]
         epochs = [row.epoch for row in history]
         axes.plot(epochs, values, dash, color=colour, marker="o", markersize=3, label=name)
         best = history.best
