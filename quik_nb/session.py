@@ -170,7 +170,8 @@ class QuikSession(Steps):
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
         job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)
-        self._launch = launch(job, placement, state.begin(plan))
+        heard = loop is not None or bool(self._listeners)  # by code of the user's own, which may look for the files
+        self._launch = launch(job, placement, state.begin(plan, at_once=heard))
         self._run = run = Run(self._launch, state.history, self._settle, self._listen)
         words = described(recipe)
         before = self._attempts[-1].settings if self._attempts else None

@@ -7,14 +7,13 @@ from typing import Any
 
 from quik_nb.errors import CheckpointError
 from quik_nb.history import History, score
-from quik_nb.launch.base import Outcome
 from quik_nb.recipe import Recipe
 from quik_nb.settings import Settings
 from quik_nb.sources import SPLITS
 from quik_nb.training.checkpoint import Files, copied, stamp
 from quik_nb.training.resume import write_history, write_recipe
 from quik_nb.training.saver import Saver
-from quik_nb.training.trainer import Progress
+from quik_nb.training.snapshot import Progress, Snapshot
 
 
 @dataclass
@@ -36,7 +35,7 @@ class State:
     saved: dict[int, tuple[Path, tuple[int, int]]] = field(default_factory=dict)
     """by epoch, the file of its weights and what that looked like, so that another training's is not taken for it"""
 
-    def _saver(self, settings: Settings) -> Saver | None:
+    def _saver(self, settings: Settings, at_once: bool) -> Saver | None:
         """What writes this training's files; None where none are wanted."""
         self.first, self.files = self.progress.epoch, None
         if not settings.save:
@@ -47,15 +46,20 @@ class State:
             self.folder = _unused(files.folder / "_".join(filter(None, parts)))
         written = [epoch for epoch, (path, _) in self.saved.items() if path == files.weights(epoch)]
         scores = {row.epoch: score(row) for row in self.history}
-        return Saver(self.folder, files, keep=settings.keep, written=written, scores=scores)
+        return Saver(self.folder, files, keep=settings.keep, at_once=at_once, written=written, scores=scores)
 
-    def begin(self, recipe: Recipe) -> Saver | None:
-        """Before a call of train(): remember the weights, and write what another kernel needs to go on."""
+    def begin(self, recipe: Recipe, at_once: bool) -> Saver | None:
+        """Before a call of train(): remember the weights, and write what another kernel needs to go on.
+
+        Args:
+            recipe: to train by.
+            at_once: whether an epoch's files must be there when its row is told of, however short it is.
+        """
         assert recipe.model is not None  # Recipe.check has seen to it
         if self.original is None:
             self.original = copied(recipe.model.state_dict())
         new = self.folder is None
-        saver = self._saver(recipe.settings)
+        saver = self._saver(recipe.settings, at_once)
         if saver is not None and new:
             write_history(self.history, saver.folder)  # of trainings that saved nothing, or saved it elsewhere
         if saver is not None and (new or recipe != self.trained):
@@ -67,7 +71,7 @@ class State:
         before = self.trained
         return before is not None and all(getattr(before, s) is getattr(recipe, s) for s in SPLITS)
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: Snapshot) -> None:
         """Take the state of the last row as that to go on from."""
         self.progress = outcome.progress
         if outcome.row is not None and (not self.history.rows or self.history.rows[-1].epoch < outcome.row.epoch):

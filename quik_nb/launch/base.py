@@ -1,20 +1,11 @@
 """The one seam between a run and wherever it trains: something that yields events and then has an outcome."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-from quik_nb.events import Event, Row
+from quik_nb.events import Event
 from quik_nb.training.controls import Controls, SharedControls
-from quik_nb.training.trainer import Progress
-
-
-class Outcome(NamedTuple):
-    """The state after the last row that was shown."""
-
-    weights: dict[str, Any]
-    progress: Progress
-    row: Row | None = None
-    """that last row, which a worker that was killed may have kept and not have told of"""
+from quik_nb.training.snapshot import Snapshot
 
 
 class Launch(Protocol):
@@ -31,7 +22,7 @@ class Launch(Protocol):
 
     def close(self) -> None: ...
 
-    def peek(self) -> Outcome | None:
+    def peek(self) -> Snapshot | None:
         """The state of the last row while the training goes on elsewhere; None where it is at hand already."""
 
-    def outcome(self) -> Outcome | None: ...
+    def outcome(self) -> Snapshot | None: ...

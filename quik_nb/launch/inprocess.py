@@ -5,13 +5,12 @@ from collections.abc import Callable
 import torch
 
 from quik_nb.events import Event
-from quik_nb.launch.base import Outcome
 from quik_nb.training import rng
-from quik_nb.training.checkpoint import copied
 from quik_nb.training.controls import Controls
 from quik_nb.training.own_loop import run_own
 from quik_nb.training.saver import Saver
-from quik_nb.training.trainer import Job, Progress, Trainer
+from quik_nb.training.snapshot import Snapshot
+from quik_nb.training.trainer import Job, Trainer
 from quik_nb.training.world import World
 
 
@@ -30,7 +29,7 @@ class InProcess:
         self.device = torch.device(device)
         self.controls = Controls()
         self.trainer: Trainer | None = None
-        self._kept: Outcome = Outcome(copied(self.model.state_dict()), copied_progress(job.progress))
+        self._kept = Snapshot(self.model.state_dict(), job.progress).copy()
         self._finished = False
 
     def drive(self, take: Callable[[Event], None]) -> None:
@@ -41,25 +40,36 @@ class InProcess:
         try:
             with rng.preserved():
                 self.trainer = Trainer(self.job, World(device=self.device), self.controls, self._keep)
-                if self.saver is not None:
-                    self.saver.begin(self.trainer)
-                if self.job.loop is not None:
-                    run_own(self.trainer, self.job.loop, take)
+                if self.saver is None:
+                    self._train(self.trainer, take)
                 else:
-                    for event in self.trainer.run():
-                        take(event)
-                if self.saver is not None:
-                    self.saver.checkpoint(self.trainer)
-                self._finished = True
+                    self._train_and_save(self.trainer, self.saver, take)
+            self._finished = True
         finally:
             if self.trainer is not None:
                 self.trainer.release()
             self.model.to(home).train(training)
 
+    def _train_and_save(self, trainer: Trainer, saver: Saver, take: Callable[[Event], None]) -> None:
+        __tracebackhide__ = True
+        saver.begin(trainer)
+        try:
+            self._train(trainer, take)
+        finally:
+            saver.close(self._kept)
+
+    def _train(self, trainer: Trainer, take: Callable[[Event], None]) -> None:
+        __tracebackhide__ = True
+        if self.job.loop is not None:
+            run_own(trainer, self.job.loop, take)
+            return
+        for event in trainer.run():
+            take(event)
+
     def _keep(self, trainer: Trainer) -> None:
-        self._kept = Outcome(copied(trainer.weights()), copied_progress(trainer.progress()), trainer.row)
+        self._kept = trainer.snapshot().copy()
         if self.saver is not None:
-            self.saver(trainer)
+            self.saver.take(self._kept, trainer.marks)
 
     def close(self) -> None:
         """A training that did not come to its end goes back to its last row."""
@@ -70,11 +80,6 @@ class InProcess:
     def peek(self) -> None:
         """Nothing: the model is trained in place."""
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Snapshot:
         """The state of the last row."""
         return self._kept
-
-
-def copied_progress(progress: Progress) -> Progress:
-    """A copy that later training does not change."""
-    return Progress(**{name: copied(getattr(progress, name)) for name in Progress.__dataclass_fields__})

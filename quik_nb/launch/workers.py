@@ -18,7 +18,6 @@ from typing import Any
 
 from quik_nb.errors import WorkerError
 from quik_nb.events import Event, RunEnd
-from quik_nb.launch.base import Outcome
 from quik_nb.launch.bundle import SCRATCH, write_job
 from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_frames, stack_frames
 from quik_nb.launch.server import context, hidden_main
@@ -27,6 +26,7 @@ from quik_nb.placement import Placement
 from quik_nb.training.checkpoint import stamp
 from quik_nb.training.controls import SharedControls
 from quik_nb.training.saver import CHECKPOINT, Saver, read_checkpoint
+from quik_nb.training.snapshot import Snapshot
 from quik_nb.training.trainer import Job
 
 GRACE_SECONDS = 2.0
@@ -52,7 +52,7 @@ class Workers:
         self._before = self._checkpoint_stamp()
         self._processes: list[BaseProcess] = []
         self._homes: dict[Connection, int] = {}
-        self._outcome: Outcome | None = None
+        self._outcome: Snapshot | None = None
         self._failures: list[Failure] = []
         self._done: set[int] = set()
         self._closed = False
@@ -217,20 +217,20 @@ class Workers:
         for home in self._homes:
             home.close()
         if self._checkpoint_stamp() not in (None, self._before):
-            self._outcome = Outcome(*read_checkpoint(self.saver.folder))
+            self._outcome = read_checkpoint(self.saver.folder)
         self.controls.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def peek(self) -> Outcome | None:
+    def peek(self) -> Snapshot | None:
         """The state of the last row so far."""
         if self._closed or self._checkpoint_stamp() in (None, self._before):
             return self._outcome
-        return Outcome(*read_checkpoint(self.saver.folder))
+        return read_checkpoint(self.saver.folder)
 
     def _checkpoint_stamp(self) -> tuple[int, int] | None:
         path = self.saver.folder / CHECKPOINT
         return stamp(path) if path.exists() else None
 
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> Snapshot | None:
         """The state of the last row; None where no row was finished."""
         return self._outcome

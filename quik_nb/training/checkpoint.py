@@ -48,13 +48,15 @@ class Files:
 
 def write(value: Any, path: Path, **how: Any) -> None:
     """Save with `torch.save`, so that the file under this name is whole at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         torch.save(value, part, **how)
         os.replace(part, path)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from quik_nb.recipe import Recipe
 from quik_nb.sources import alike
 from quik_nb.training.build import optimizer_keywords
-from quik_nb.training.trainer import Progress
+from quik_nb.training.snapshot import Progress
 
 
 def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:

@@ -18,7 +18,7 @@ from quik_nb.recipe import Recipe
 from quik_nb.sources import SPLITS, Source, Tensors
 from quik_nb.training.checkpoint import write
 from quik_nb.training.saver import CHECKPOINT, HISTORY, read_checkpoint
-from quik_nb.training.trainer import Progress
+from quik_nb.training.snapshot import Progress
 
 RECIPE, SAMPLES = "recipe.pt", "samples.pt"
 

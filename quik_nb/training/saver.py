@@ -1,26 +1,32 @@
-"""What rank 0 writes while it trains: weights at each epoch's end, the history, and the checkpoint to go on from."""
+"""What rank 0 writes while it trains: weights of each epoch, the history, and the checkpoint to go on from."""
 
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from quik_nb.errors import CheckpointError
-from quik_nb.events import Row
+from quik_nb.events import Mark, Row
 from quik_nb.history import History, score
 from quik_nb.training.checkpoint import Files, read, write
-from quik_nb.training.trainer import Progress, Trainer
+from quik_nb.training.snapshot import Progress, Snapshot
+from quik_nb.training.trainer import Trainer
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
 
+BEHIND_SECONDS = 0.25
+"""How long the files of an epoch may wait for those of the next: several written in a row cost half as much each."""
+BEHIND_BYTES = 2**22
+"""Weights that may wait at most, so that no memory is held for large ones, which train for longer anyway."""
 CHECKPOINT_SHARE = 0.01
 """Part of the time that whole-state checkpoints may take in process; weights are saved at every epoch all the same."""
+CHECKPOINT_AFTER = 1.0
+"""Seconds before the first of them: a shorter run is trained again sooner than it is resumed."""
 
 
 @dataclass
 class Saver:
-    """Called with the trainer at each epoch's end and at a stop, before the row is shown.
+    """Given the state at each epoch's end and at a stop, before the row is shown.
 
     Picklable, so that it works on rank 0 of workers as well.
     """
@@ -31,40 +37,83 @@ class Saver:
     """the names under which the weights of each epoch are saved; None for the checkpoint alone"""
     keep: int | str | None = None
     """number of newest epochs whose weights stay, beside the best; "best:3" for the best three; None for all"""
+    at_once: bool = False
+    """write the files of an epoch before its row is shown, however short it is: someone may look for them then"""
     every_epoch: bool = False
-    """write the checkpoint at every epoch, whatever it costs: workers bring their state home by it"""
+    """write the checkpoint, too, at every epoch, whatever it costs: workers bring their state home by it"""
     written: list[int] = field(default_factory=list)
     """epochs whose weights are there, the oldest first"""
     scores: dict[int, float] = field(default_factory=dict)
     """by epoch: what it is judged by, lower is better"""
-    _due: float = 0.0
+    _waiting: list[Snapshot] = field(default_factory=list)
+    _lines: str = ""
+    """of the history, that wait as well"""
+    _files_due: float = 0.0
+    _checkpoint_due: float = 0.0
+    _last: Snapshot | None = None
+    """what the checkpoint holds"""
 
     def begin(self, trainer: Trainer) -> None:
         """Before the first step: the folder, and the weights that a new training starts from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.files is not None and trainer.epoch == 0 and trainer.step_in_epoch == 0:
-            write(trainer.weights(), self.files.weights("orig"))
+            write(trainer.snapshot().weights, self.files.weights("orig"))
+        now = time.monotonic()
+        self._files_due, self._checkpoint_due = now + BEHIND_SECONDS, now + CHECKPOINT_AFTER
 
     def __call__(self, trainer: Trainer) -> None:
-        row = trainer.row
-        assert row is not None  # this is called at the end of a row
-        whole = row.share == 1.0
-        if self.files is not None:
-            if whole:
-                self._write_weights(trainer, row, self.files)
-            with (self.folder / HISTORY).open("a") as file:
-                file.write(History([row], trainer.marks).to_jsonl())
-            trainer.marks.clear()
-        if not whole or self.every_epoch or time.monotonic() >= self._due:
-            self.checkpoint(trainer)
+        """Keep the state that a trainer has now; not for one that trains on while files wait."""
+        self.take(trainer.snapshot(), trainer.marks)
 
-    def _write_weights(self, trainer: Trainer, row: Row, files: Files) -> None:
-        epoch = row.epoch
-        path = files.weights(epoch)
+    def take(self, kept: Snapshot, marks: list[Mark]) -> None:
+        """Write the files of a row, now or soon.
+
+        Args:
+            kept: the state at its end, which must not change while it waits.
+            marks: of what was done to the run since the last row; they are taken out of the list.
+        """
+        row = kept.row
+        assert row is not None  # this is called at the end of a row
+        if self.files is not None:
+            self._waiting.append(kept)
+            self._lines += History([row], marks).to_jsonl()
+            marks.clear()
+        now = time.monotonic()
+        whole_state = row.share < 1.0 or self.every_epoch or now >= self._checkpoint_due
+        if whole_state or self.at_once or now >= self._files_due or self._waiting_bytes() > BEHIND_BYTES:
+            self.flush()
+        if whole_state:
+            self._checkpoint(kept)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self.files is not None:
+            while self._waiting:
+                self._write_weights(self._waiting[0], self.files)
+                del self._waiting[0]  # once it is there: what failed is tried again at the end
+            with (self.folder / HISTORY).open("a") as file:
+                file.write(self._lines)
+        self._lines = ""
+        self._files_due = time.monotonic() + BEHIND_SECONDS
+
+    def close(self, last: Snapshot) -> None:
+        """Write what waits, and the whole state of the last row."""
+        self.flush()
+        if last is not self._last:
+            self._checkpoint(last)
+
+    def _waiting_bytes(self) -> int:
+        return sum(w.nbytes for kept in self._waiting for w in kept.weights.values() if hasattr(w, "nbytes"))
+
+    def _write_weights(self, kept: Snapshot, files: Files) -> None:
+        row = kept.row
+        if row is None or row.share < 1.0:
+            return
+        path = files.weights(row.epoch)
         path.unlink(missing_ok=True)  # ext4 flushes a file that is renamed over another, at the cost of a second write
-        write(trainer.weights(), path)
-        self.written.append(epoch)
-        self.scores[epoch] = score(row)
+        write(kept.weights, path)
+        self.written.append(row.epoch)
+        self.scores[row.epoch] = score(row)
         for old in self._surplus():
             files.weights(old).unlink(missing_ok=True)
             self.written.remove(old)
@@ -78,21 +127,21 @@ class Saver:
             return [epoch for epoch in self.written[: -self.keep] if epoch != ranked[0]]
         return ranked[int(self.keep.removeprefix("best:")) :]
 
-    def checkpoint(self, trainer: Trainer) -> None:
+    def _checkpoint(self, kept: Snapshot) -> None:
         """Write the whole state, and decide when the next may be due."""
         start = time.monotonic()
-        write_checkpoint(self.folder, trainer.weights(), trainer.progress(), trainer.row)
+        write_checkpoint(self.folder, kept)
         now = time.monotonic()
-        self._due = now + (now - start) / CHECKPOINT_SHARE
+        self._last, self._checkpoint_due = kept, now + (now - start) / CHECKPOINT_SHARE
 
 
-def write_checkpoint(folder: Path, weights: dict[str, Any], progress: Progress, row: Row | None) -> None:
+def write_checkpoint(folder: Path, kept: Snapshot) -> None:
     """Write weights, progress and the last row as one file that a training can go on from."""
-    state = {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
-    write({"model": weights, "progress": state, "row": row and asdict(row)}, folder / CHECKPOINT)
+    state = {name: getattr(kept.progress, name) for name in Progress.__dataclass_fields__}
+    write({"model": kept.weights, "progress": state, "row": kept.row and asdict(kept.row)}, folder / CHECKPOINT)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, Row | None]:
+def read_checkpoint(folder: Path) -> Snapshot:
     """Weights, progress and last row of a run folder.
 
     Raises:
@@ -100,6 +149,6 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, Row | None]
     """
     state = read(folder / CHECKPOINT)
     try:
-        return state["model"], Progress(**state["progress"]), state["row"] and Row(**state["row"])
+        return Snapshot(state["model"], Progress(**state["progress"]), state["row"] and Row(**state["row"]))
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is no checkpoint of this version of quik_nb: {error}.") from error

@@ -35,41 +35,13 @@ from quik_nb.training.controls import Controls, SharedControls, wait_while_pause
 from quik_nb.training.data import Batch, batches, eval_batches
 from quik_nb.training.evaluate import Evaluation, autocast
 from quik_nb.training.metrics import LossMeter, MetricSet, detached, exact
+from quik_nb.training.snapshot import Progress, Snapshot
 from quik_nb.training.step import Step
 from quik_nb.training.update import Updater, freeze
 from quik_nb.training.world import World
 
 BEAT_SECONDS = 0.1
 """Time between two signs of life within an epoch; reading the smoothed loss waits for the device, so not each step."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a training has come, and all state that is not weights: what the next call of train() goes on from."""
-
-    epoch: int = 0
-    """whole epochs done"""
-    step: int = 0
-    """optimizer steps done in the epoch after those"""
-    planned: int = 0
-    """epochs that the schedule spans"""
-    best: float = float("inf")
-    """lowest score of an epoch so far"""
-    loss_sum: float = 0.0
-    """of the samples trained in the unfinished epoch"""
-    loss_count: float = 0.0
-    """what that is divided by: samples, or what the criterion counts instead"""
-    seconds: float = 0.0
-    """spent in the unfinished epoch"""
-    optimizer: dict[str, Any] | None = None
-    scheduler: dict[str, Any] | None = None
-    scaler: dict[str, Any] | None = None
-    average: dict[str, Any] | None = None
-    """averaged weights, the trained ones behind them, and the number of steps they average"""
-    stale: int = 0
-    """epochs since the best one, for early stopping"""
-    generators: list[rng.State] | None = None
-    """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
 
 
 @dataclass(frozen=True)
@@ -450,12 +422,11 @@ class Trainer:
 
     # ------------------------------------------------------------------ state
 
-    def weights(self) -> dict[str, Any]:
-        """The weights that validation saw; tensors are shared with the training."""
-        return self.updater.judged.state_dict()
+    def snapshot(self) -> Snapshot:
+        """The state as it is now, with the weights that validation saw; tensors are shared with the training."""
+        return Snapshot(self.updater.judged.state_dict(), self._progress(), self.row)
 
-    def progress(self) -> Progress:
-        """All state but the weights, as it is now; tensors are shared with the training."""
+    def _progress(self) -> Progress:
         state = Progress(
             epoch=self.epoch, step=self.step_in_epoch, best=self.best, stale=self.stale, **self.updater.state()
         )
