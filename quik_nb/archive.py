@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import torch
 from torch import nn
 
+from quik_nb import pickling
 from quik_nb.errors import CheckpointError, QuikError
 from quik_nb.launch.bundle import compact
 from quik_nb.recipe import Recipe
@@ -47,7 +47,7 @@ def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
     # a session that is loaded saves into a folder of its own, so that two of them do not write into one
     content = {"recipe": slim, "state": replace(state, trained=before, folder=None, files=None), "maker": maker}
     try:
-        write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=cloudpickle)
+        write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=pickling)
     except Exception as error:  # anything may be in a recipe
         culprits = ", ".join(_culprits(recipe)) or "a part of it"
         raise CheckpointError(
@@ -60,7 +60,7 @@ def _culprits(recipe: Recipe) -> Iterator[str]:
     """The parts of a recipe that cannot be pickled."""
     for name, part in vars(recipe).items():
         try:
-            cloudpickle.dumps(part)
+            pickling.dumps(part)
         except Exception:  # any reason makes it a culprit
             yield name
 

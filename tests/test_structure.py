@@ -19,7 +19,7 @@ import quik_nb
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quik_nb"
 
-BASE = {"errors", "events"}
+BASE = {"errors", "events", "pickling"}
 RECORDS = BASE | {"history"}
 PLANS = BASE | {"placement", "recipe", "settings", "sources"}
 TRAINING = RECORDS | PLANS | {"training"}
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "errors": BASE,
     "events": BASE,
     "history": RECORDS,
+    "pickling": BASE,
     "placement": PLANS,
     "quoting": BASE | {"quoting"},
     "rates": TRAINING | {"rates", "views"},

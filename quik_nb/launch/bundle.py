@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import cloudpickle
 import torch
 from torch import Tensor, nn
 
+from quik_nb import pickling
 from quik_nb.errors import RecipeError
 from quik_nb.sources import SPLITS, Source, Tensors
 from quik_nb.training.trainer import Job
@@ -117,7 +117,7 @@ def save(value: Any, path: Path, name: str) -> None:
         RecipeError: something in it cannot be pickled.
     """
     try:
-        torch.save(value, path, pickle_module=cloudpickle)
+        torch.save(value, path, pickle_module=pickling)
     except Exception as error:
         path.unlink(missing_ok=True)
         where, culprit = next(_culprits(value, name), (name, value))
@@ -171,7 +171,7 @@ def _methods(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _pickles(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value)
+        pickling.dumps(value)
     except Exception:  # any reason makes it a culprit
         return False
     return True

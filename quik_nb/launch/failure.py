@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cloudpickle
 import torch
 
 import quik_nb.errors
+from quik_nb import pickling
 from quik_nb.errors import RecipeError, WorkerError
 
 COMMUNICATION = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "processgroup", "rendezvous")
@@ -55,7 +55,7 @@ def capture(rank: int, error: BaseException) -> Failure:
     frames = traceback.extract_tb(error.__traceback__)
     error.__traceback__ = error.__context__ = None
     try:
-        payload = cloudpickle.dumps(error)
+        payload = pickling.dumps(error)
         pickle.loads(payload)  # an exception with an __init__ of its own may pickle and then refuse to come back
     except Exception:  # the words and the frames travel in any case
         payload = None

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import torch
 
+from quik_nb import pickling
 from quik_nb.errors import CheckpointError
 from quik_nb.history import History
 from quik_nb.recipe import Recipe
@@ -50,10 +50,10 @@ def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples
     folder.mkdir(parents=True, exist_ok=True)
     bare = replace(recipe, train=None, valid=None, test=None)
     try:
-        write({"recipe": bare, "original": original}, folder / RECIPE, pickle_module=cloudpickle)
+        write({"recipe": bare, "original": original}, folder / RECIPE, pickle_module=pickling)
         if samples and size(recipe) <= SAMPLES_BYTES:
             sources = {split: getattr(recipe, split) for split in SPLITS}
-            write(sources, folder / SAMPLES, pickle_module=cloudpickle)
+            write(sources, folder / SAMPLES, pickle_module=pickling)
     except Exception as error:  # anything may be in a recipe; that it cannot be written must not stop the training
         warnings.warn(
             f"This training cannot be resumed in another kernel, since a part of it cannot be written ({error}).",
