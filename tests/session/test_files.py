@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from harness.plain import distance, network, regression, weights
-from torch import nn
+from torch import Tensor, nn
 
-from quik_nb import CheckpointError, QuikSession
+from quik_nb import CheckpointError, Loop, QuikSession
 from quik_nb.training.checkpoint import write
 
 DATE = "20210101"
@@ -63,6 +63,88 @@ def test_the_best_epoch_is_loaded_back(tmp_path: Path) -> None:
 
     assert best == session.evaluate()["loss"]
     assert last == session.history["valid_loss"].iloc[-1]
+
+
+def epochs_there(folder: Path) -> list[int]:
+    """The epochs whose weights are there."""
+    return [int(name.removeprefix("state_dict_e")) for name in names(folder) if not name.endswith("orig")]
+
+
+def test_a_callback_finds_the_files_of_its_row(tmp_path: Path) -> None:
+    """When `epoch_end` is told of, the weights of that epoch are there, however short it was; so they are in a loop."""
+    session, found = saving(tmp_path), []
+    session.on("epoch_end", lambda event: found.append((event.row.epoch, epochs_there(tmp_path))))
+    session.train()
+
+    assert [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])] == found
+
+
+def test_a_loop_of_ones_own_finds_the_files_of_its_rows(tmp_path: Path) -> None:
+    """Within an epoch of `traverse()` the weights of the epochs before are there."""
+    session, found = saving(tmp_path), []
+
+    def loop(pieces: Loop) -> None:
+        for epoch in pieces.iter_epochs():
+            found.append((epoch, epochs_there(tmp_path)))
+            for x, y in pieces.loader("train"):
+                loss = pieces.criterion(pieces.model(x), y)
+                pieces.backward(loss)
+                pieces.metrics.add_loss(loss)
+            pieces.end_epoch()
+
+    session.traverse(loop)
+
+    assert [(0, []), (1, [0]), (2, [0, 1])] == found
+
+
+def test_files_are_not_held_back_for_long(tmp_path: Path) -> None:
+    """Where an epoch takes half a second its file is there when the next one ends; short ones may be behind by less."""
+    found: dict[int, list[int]] = {}
+
+    def slow(outputs: Tensor, targets: Tensor) -> float:
+        found[len(found)] = epochs_there(tmp_path)
+        time.sleep(0.5)
+        return 0.0
+
+    saving(tmp_path).set_metrics(slow=slow).train()
+
+    assert {0: [], 1: [0], 2: [0, 1]} == found
+
+
+def test_large_weights_are_not_held_back(tmp_path: Path) -> None:
+    """Where one copy of the weights is larger than 4 MiB, none waits in memory."""
+    found: dict[int, list[int]] = {}
+
+    def look(outputs: Tensor, targets: Tensor) -> float:
+        found[len(found)] = epochs_there(tmp_path)
+        return 0.0
+
+    wide = nn.Sequential(nn.Linear(5, 100_000), nn.ReLU(), nn.Linear(100_000, 1)).double()
+    saving(tmp_path, lr=1e-6).add_model(wide).set_metrics(look=look).train()
+
+    assert {0: [], 1: [0], 2: [0, 1]} == found
+
+
+def test_an_error_leaves_the_files_of_the_epochs_before(tmp_path: Path) -> None:
+    """What is raised in epoch 3 leaves the weights of 0, 1 and 2, and a folder to go on from to the same numbers."""
+    whole, session = saving(tmp_path / "whole", epochs=5), saving(tmp_path / "broken", epochs=5)
+    calls: list[int] = []
+
+    def fails(outputs: Tensor, targets: Tensor) -> float:
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("in epoch 3")
+        return 0.0
+
+    whole.train()
+    with pytest.raises(RuntimeError, match="in epoch 3"):
+        session.set_metrics(bad=fails).train()
+
+    assert [0, 1, 2] == epochs_there(tmp_path / "broken")
+    (folder,) = (tmp_path / "broken" / "data").glob("run_*")
+    resumed = QuikSession.resume(folder).set_metrics()
+    resumed.train(epochs=2)
+    assert whole.history["valid_loss"].tolist() == resumed.history["valid_loss"].tolist()
 
 
 def test_nothing_is_written_without_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
