@@ -1,8 +1,9 @@
-"""What drawing may cost: a share of the wall time, and a small allowance so that a short run is live too.
+"""What drawing may cost: a share of the wall time, a small allowance so that a short run is live too, and a frame rate.
 
 A count of steps or epochs cannot say how often to draw, since a step may take a microsecond or a minute. Time can.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ SHARE = 0.015
 """part of the wall time that a view may spend on drawing, so that with all it does else it stays below 2 %"""
 ALLOWANCE = 0.012
 """seconds that it may spend on top, for a whole run: the rows of some twenty short epochs, one by one"""
+FRAME = 1 / 40
+"""seconds between two drawings of one kind: an eye follows no more of them"""
 
 Clock = Callable[[], float]
 
@@ -30,14 +33,17 @@ class Budget:
         self._start = clock()
         self.spent = dict.fromkeys(portions, 0.0)
         """seconds spent so far, by kind"""
+        self._drawn = dict.fromkeys(portions, -math.inf)
 
     def allows(self, kind: str, depth: float = 1.0) -> bool:
-        """Whether less than `depth` of this kind's account is spent; one drawing may overdraw it, and is then paid off.
+        """Whether less than `depth` of this kind's account is spent, and the frame before was long enough.
 
-        What a drawing costs is not foretold: a thread that had to wait once would then be silent for long.
+        One drawing may overdraw the account, and is then paid off. What a drawing costs is not foretold: a thread that
+        had to wait once would then be silent for long.
         """
-        earned = ALLOWANCE + SHARE * (self._clock() - self._start)
-        return self.spent[kind] < depth * self._portions[kind] * earned
+        now = self._clock()
+        earned = ALLOWANCE + SHARE * (now - self._start)
+        return now >= self._drawn[kind] + FRAME and self.spent[kind] < depth * self._portions[kind] * earned
 
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:
@@ -46,4 +52,5 @@ class Budget:
         try:
             yield
         finally:
-            self.spent[kind] += self._clock() - start
+            self._drawn[kind] = now = self._clock()
+            self.spent[kind] += now - start

@@ -6,6 +6,7 @@ Both are imported when first needed.
 """
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ def _write(words: list[Word], image: Any, scale: int) -> None:
         sheet.text(place, word.text, font=font, fill=COLOURS[word.role], anchor=ANCHORS[word.anchor])
 
 
+@cache
 def _palette() -> Any:
-    """An image whose palette holds white and the shades of every ink."""
+    """An image whose palette holds white and the shades of every ink; Pillow notes in it what it found."""
     from PIL import Image, ImageColor
 
     colours = list(WHITE)

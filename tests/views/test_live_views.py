@@ -9,7 +9,7 @@ from ipywidgets import HTML, Box, Button, Text, Widget
 from quik_nb.errors import QuikError
 from quik_nb.events import EpochEnd, Event, Paused, Printed, RunEnd, RunStart, StepEnd
 from quik_nb.history import History
-from quik_nb.views.budget import ALLOWANCE, SHARE, Budget
+from quik_nb.views.budget import ALLOWANCE, FRAME, SHARE, Budget
 from quik_nb.views.display import DisplayView
 from quik_nb.views.widget import VIEW_MIME, WidgetView
 
@@ -75,17 +75,34 @@ def feed(view: Any, history: History, *events: Event) -> None:
 
 
 def test_each_epoch_adds_a_row_at_once(page: Any, make_row: Make, make_clock: Make) -> None:
-    """While there is time to draw, the row of an epoch is on the page when the epoch ends."""
-    history = History()
-    view = WidgetView(history, clock=make_clock(), publish=page)
+    """While there is time to draw, the row of an epoch is on the page when it ends, also right after a step's."""
+    clock, history = make_clock(), History()
+    view = WidgetView(history, clock=clock, publish=page)
     feed(view, history, RunStart(0, 3, 2, "here"))
     seen = []
     for epoch in range(3):
+        clock.now += FRAME
         feed(view, history, StepEnd(epoch, 1, 2, 0.5, 9.0), EpochEnd(make_row(epoch)))
         seen.append(rows(page))
     view.close()
 
     assert [1, 2, 3] == seen
+
+
+@pytest.mark.parametrize("make", [WidgetView, DisplayView])
+def test_nothing_is_drawn_that_nobody_sees(page: Any, make: Make, make_row: Make, make_clock: Make) -> None:
+    """Of epochs that follow each other faster than an eye, one in each frame is drawn, however cheap a drawing is."""
+    clock, history = make_clock(), History()
+    view = make(history, clock=clock, publish=page)
+    feed(view, history, RunStart(0, 40, 2, "here"))
+    seen = set()
+    for epoch in range(40):
+        clock.now += FRAME / 4
+        feed(view, history, EpochEnd(make_row(epoch)))
+        seen.add(html(page) if make is WidgetView else str(page.last))
+    view.close()
+
+    assert 10 <= len(seen) <= 11
 
 
 @pytest.mark.parametrize("make", [WidgetView, DisplayView])
@@ -311,9 +328,11 @@ def test_prints_of_workers_are_printed(page: Any, capsys: pytest.CaptureFixture[
 
 def test_the_display_updates_one_output(page: Any, make_events: Make, make_clock: Make) -> None:
     """Without ipywidgets each epoch updates the same output, with a text for pages that show no HTML."""
-    history = History()
-    view = DisplayView(history, clock=make_clock(), publish=page)
-    feed(view, history, *make_events(3)[:-1])
+    clock, history = make_clock(), History()
+    view = DisplayView(history, clock=clock, publish=page)
+    for event in make_events(3)[:-1]:
+        clock.now += FRAME
+        feed(view, history, event)
     shown = [bundle["text/plain"].splitlines() for bundle, _, _ in page.published]
     view.show(RunEnd("finished"))
     view.close()
