@@ -78,8 +78,8 @@ class Settings:
             isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(_is_number(b) for b in self.betas)
         ):
             yield f"betas={self.betas!r} are not two numbers such as (0.9, 0.999)"
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            yield f"seed={self.seed!r} is not a whole number from 0 up"
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            yield f"seed={self.seed!r} is not a whole number from 0 up to 2**63 - 1, which torch takes"
         if self.keep is not None and not _is_count(self.keep) and not re.fullmatch(r"best:[1-9]\d*", str(self.keep)):
             yield f"keep={self.keep!r} is neither a whole number above 0 nor as 'best:3'; None keeps all epochs"
         if self.patience is not None and not _is_count(self.patience):

@@ -47,7 +47,7 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 def seed_all(seed: int) -> None:
     """Seed the generators of Python, NumPy and torch."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)  # NumPy takes 32 bits, torch 64
     torch.manual_seed(seed)
 
 

@@ -6,6 +6,7 @@ Both are imported when first needed.
 """
 
 import io
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def encode(picture: Picture, scale: int = 2) -> bytes:
     _write([shape for shape in picture.shapes if isinstance(shape, Word)], image, scale)
     packed = io.BytesIO()
     few = image.quantize(palette=_palette(), dither=Image.Dither.NONE)
-    few.save(packed, format="png", compress_level=3)
+    few.save(packed, format="png", compress_level=3, compress_type=zlib.Z_RLE)  # rows are long runs of one colour
     return packed.getvalue()
 
 

@@ -29,6 +29,7 @@ BAD: list[tuple[str, Any]] = [
     ("betas", (0.9,)),
     ("seed", -1),
     ("seed", 1.5),
+    ("seed", 2**64),
     ("precision", "float16"),
     ("processes", 0),
     ("processes", "all"),

@@ -379,6 +379,15 @@ def test_a_model_made_by_a_function_is_made_under_the_seed() -> None:
     assert 0.0 == distance(one.model, same.model)
 
 
+def test_a_seed_may_be_long() -> None:
+    """A seed of 63 bits, as `time.time_ns()` gives, makes models, splits and epochs."""
+    session = quiet(seed=2**63 - 1, epochs=1).add_data(train=numbers(), valid=0.2, test=0.2)
+    session.add_model(lambda: nn.Linear(5, 1).double()).set_criterion(nn.MSELoss).set_optimizer(torch.optim.SGD)
+    session.train()
+
+    assert 1 == len(session.history)
+
+
 @pytest.mark.parametrize("ends", ["finished", "stopped", "failed"])
 def test_the_users_random_numbers_are_not_disturbed(ends: str) -> None:
     """However a training ends, torch, NumPy and Python go on drawing as if it had not been."""
