@@ -377,11 +377,13 @@ class QuikSession(Steps):
     def _source(self, data: Any) -> Source:
         """A split by its name, or data of its own."""
         if isinstance(data, str):
-            source = getattr(self._recipe, data, None) if data in SPLITS else None
+            if data not in SPLITS:
+                raise RecipeError(f"There is no split {data!r}: {suggest(data, SPLITS)}")
+            source: Source | None = getattr(self._recipe, data)
             if source is None:
-                have = [split for split in SPLITS if getattr(self._recipe, split) is not None]
-                raise RecipeError(f"There is no split {data!r}: {suggest(data, have)}; add_data({data}=...) sets one.")
-            return source  # type: ignore[no-any-return]
+                given = ", ".join(f"{split}=..." for split in dict.fromkeys(("train", data)))
+                raise RecipeError(f"There is no split {data!r} yet: add_data({given}) sets one.")
+            return source
         return as_source(data, "data", like=self._recipe.train, labelled=False)
 
     def as_code(self, folder: str | Path | None = None) -> str:

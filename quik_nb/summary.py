@@ -25,8 +25,9 @@ def summary_text(recipe: Recipe, history: History) -> str:
 
 def summary_html(recipe: Recipe, history: History) -> str:
     """The session as a table; everything of the user's is escaped."""
+    left = 'align="left" style="text-align:left"'  # the one for GitHub, the other for JupyterLab
     rows = "".join(
-        f'<tr><th align="left">{escape(name)}</th><td align="left">{escape(value)}</td></tr>'
+        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(value)}</td></tr>"
         for name, value in _lines(recipe, history)
     )
     return f"<table><caption align='top'><b>QuikSession</b></caption><tbody>{rows}</tbody></table>"

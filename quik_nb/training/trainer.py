@@ -315,9 +315,10 @@ class Trainer:
             return
         first = self.job.progress.step if self.epoch == self.job.progress.epoch else 0
         step = first + self.meter.bad // self.settings.accumulate
+        held = "those of the last row" if self.epoch else "as they were before"
         raise DivergenceError(
             f"The training loss became NaN or infinite in epoch {self.epoch}, step {step}, with learning rate "
-            f"{self.updater.lr:g}. The weights are those of the last row. "
+            f"{self.updater.lr:g}.\nThe weights are {held}. "
             f"Type a smaller lr, clip_norm=1.0, or look for NaN in the data."
         )
 

@@ -1,6 +1,7 @@
 """Values to positions along one axis, and the round numbers to write beside it."""
 
 import math
+import re
 from dataclasses import dataclass
 
 
@@ -76,10 +77,10 @@ def tick_words(ticks: list[float], log: bool = False) -> list[str]:
     """The ticks in words; those of a linear axis all have the same number of digits.
 
     >>> tick_words([0.0, 0.2, 0.4]), tick_words([0.01, 0.1, 1.0], log=True), tick_words([2e-7, 4e-7])
-    (['0.0', '0.2', '0.4'], ['0.01', '0.1', '1'], ['2e-07', '4e-07'])
+    (['0.0', '0.2', '0.4'], ['0.01', '0.1', '1'], ['2e-7', '4e-7'])
     """
     largest = max((abs(tick) for tick in ticks), default=0.0)
     if log or len(ticks) < 2 or largest >= 1e5 or largest < 1e-3:
-        return [f"{tick:.4g}" for tick in ticks]
+        return [re.sub(r"e\+?(-?)0*", r"e\1", f"{tick:.4g}") for tick in ticks]  # 2e5, not 2e+05
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return [f"{tick:.{digits}f}" for tick in ticks]

@@ -21,6 +21,8 @@ WIDTH, HEIGHT = 440, 290
 """pixels"""
 FONT = 12
 """pixels; at a width of 400 still legible"""
+LETTER = 7.2
+"""pixels of a letter at most in the mean of a few"""
 POINTS = 160
 """Points of a line at most; more could not be told apart."""
 LIVE_UNTIL = 30
@@ -104,13 +106,41 @@ def picture(history: History, epochs: int | None = None, log: bool = False) -> P
     `epochs` is where the run is to end, if it still runs: the axis then leaves room to grow, in few steps.
     """
     metrics = [name for name in history.columns if name not in ("train_loss", "valid_loss")][:PANELS]
-    bottom = HEIGHT - (116 if metrics else 24)
-    area = Area(52, 26, WIDTH - 10, bottom)
+    losses = _Losses.of(history, log)
+    up = _values_axis(losses.values, HEIGHT - (116 if metrics else 24), 26, log)
+    area = Area(max(52, _room(up.ticks(), log)), 26, WIDTH - 10, up.start)
     along = _epoch_axis(history, epochs, area)
-    shapes = _losses(history, area, along, log)
+    shapes = _losses(history, losses, area, along, up)
     if metrics:
         shapes += _metrics(history, metrics, along)
     return Picture(shapes, alt=describe(history))
+
+
+class _Losses(NamedTuple):
+    """The lines of the losses in data coordinates, cut where there are gaps."""
+
+    train: list[list[Point]]
+    valid: list[list[Point]]
+    live: list[list[Point]]
+
+    @classmethod
+    def of(cls, history: History, log: bool) -> "_Losses":
+        train = _runs(history.rows, lambda row: row.train_loss, log)
+        valid = _runs(history.rows, lambda row: row.valid_loss, log)
+        return cls(train, valid, [_drawable([(at - 0.5, loss) for at, loss in _live(history)], log)])
+
+    @property
+    def values(self) -> list[float]:
+        return [y for lines in self for run in lines for _, y in run]
+
+
+def _values_axis(values: list[float], bottom: float, top: float, log: bool = False) -> Axis:
+    return around(values, bottom, top, log) if values else Axis(0, 1, bottom, top)
+
+
+def _room(ticks: list[float], log: bool = False) -> float:
+    """Pixels that the words of an axis take, with the gap to its lines."""
+    return 8 + LETTER * max(map(len, tick_words(ticks, log)), default=0)
 
 
 def describe(history: History) -> str:
@@ -124,35 +154,31 @@ def describe(history: History) -> str:
     return words + (f"; best epoch {best.epoch} with {number(score(best))}" if best is not None else "")
 
 
-def _losses(history: History, area: Area, along: Axis, log: bool) -> list[Shape]:
-    train = _runs(history.rows, lambda row: row.train_loss, log)
-    valid = _runs(history.rows, lambda row: row.valid_loss, log)
-    live = [_drawable([(at - 0.5, loss) for at, loss in _live(history)], log)]
-    values = [y for run in (*train, *valid, *live) for _, y in run]
-    up = around(values, area.bottom, area.top, log) if values else Axis(0, 1, area.bottom, area.top)
+def _losses(history: History, losses: _Losses, area: Area, along: Axis, up: Axis) -> list[Shape]:
     shapes = _grid(area, along, up) + _marks(history, area, along)
-    shapes += _lines(live, "live", along, up, width=1.2)
-    shapes += _lines(train, "train", along, up, width=2)
-    shapes += _lines(valid, "valid", along, up, width=2, dots=len(history) <= 24)
+    shapes += _lines(losses.live, "live", along, up, width=1.2)
+    shapes += _lines(losses.train, "train", along, up, width=2)
+    shapes += _lines(losses.valid, "valid", along, up, width=2, dots=len(history) <= 24)
     best = history.best
-    if best is not None and math.isfinite(score(best)) and (score(best) > 0 or not log):
+    if best is not None and math.isfinite(score(best)) and (score(best) > 0 or not up.log):
         shapes.append(
             Dot(along.at(best.epoch), up.at(score(best)), 6, "best" if best.valid_loss is not None else "train", False)
         )
-    return shapes + _legend(history, bool(valid), log)
+    return shapes + _legend(history, bool(losses.valid), up.log)
 
 
 def _metrics(history: History, names: list[str], along: Axis) -> list[Shape]:
     """Small panels side by side, one metric each, with its latest value as the title."""
     shapes: list[Shape] = []
-    gap, left, right = 46.0, 52.0, float(WIDTH - 10)
+    bottom, top = HEIGHT - 10.0, HEIGHT - 66.0
+    runs = {name: _runs(history.rows, lambda row, name=name: row.metrics.get(name)) for name in names}  # type: ignore[misc]
+    ups = {name: _values_axis([y for run in runs[name] for _, y in run], bottom, top) for name in names}
+    room = max(_room(up.ticks(3)) for up in ups.values())
+    gap, left, right = max(46.0, room), max(52.0, room), float(WIDTH - 10)
     width = (right - left - gap * (len(names) - 1)) / len(names)
-    for i, name in enumerate(names):
+    for i, (name, up) in enumerate(ups.items()):
         start = left + i * (width + gap)
-        area = Area(start, HEIGHT - 66, start + width, HEIGHT - 10)
-        runs = _runs(history.rows, lambda row, name=name: row.metrics.get(name))  # type: ignore[misc]
-        values = [y for run in runs for _, y in run]
-        up = around(values, area.bottom, area.top) if values else Axis(0, 1, area.bottom, area.top)
+        area = Area(start, top, start + width, bottom)
         here = Axis(along.low, along.high, area.left, area.right)
         ticks = up.ticks(3)
         shapes += [Line([(area.left, up.at(tick)), (area.right, up.at(tick))], "grid") for tick in ticks]
@@ -160,10 +186,10 @@ def _metrics(history: History, names: list[str], along: Axis) -> list[Shape]:
             Word(area.left - 6, up.at(tick) + 4, word, "end")
             for tick, word in zip(ticks, tick_words(ticks), strict=True)
         ]
-        shapes += _lines(runs, "valid", here, up, width=1.8)
-        latest = f"{runs[-1][-1][1]:.3g}" if runs else ""
-        room = int(width / 6.8) - len(latest) - 1
-        shapes.append(Word(area.left, area.top - 8, f"{one_line(name, max(4, room))} {latest}", role="strong"))
+        shapes += _lines(runs[name], "valid", here, up, width=1.8)
+        latest = f"{runs[name][-1][-1][1]:.3g}" if runs[name] else ""
+        letters = max(4, int(width / LETTER) - len(latest) - 1)
+        shapes.append(Word(area.left, area.top - 8, f"{one_line(name, letters)} {latest}", role="strong"))
     return shapes
 
 

@@ -19,6 +19,8 @@ class Progress:
         self.start: RunStart | None = None
         self.step: StepEnd | None = None
         """the last sign of life within the epoch; None between epochs"""
+        self._seen: StepEnd | None = None
+        """the last sign of life of all, whose loss and pace still hold between epochs"""
         self.end: RunEnd | WorkerFailure | None = None
         self.paused = self.closed = False
 
@@ -28,7 +30,7 @@ class Progress:
             case RunStart():
                 self.start = event
             case StepEnd():
-                self.step = event
+                self.step = self._seen = event
             case EpochEnd():
                 self.step = None
             case Paused(on=on):
@@ -73,10 +75,12 @@ class Progress:
     def seconds_left(self) -> float | None:
         """For the whole run, from the epochs that this run has finished, else from its pace; None where unknown."""
         step, start = self.step, self.start
+        times = [row.time for row in self._history.rows[self._first_row :] if row.share == 1.0]
+        if step is None and start is not None and times and self._more_to_come:
+            return (start.epochs - self.epoch) * sum(times) / len(times)
         if step is None or start is None or not step.steps or step.rate <= 0:
             return None
         here = (step.steps - step.step) / step.rate
-        times = [row.time for row in self._history.rows[self._first_row :] if row.share == 1.0]
         if step.phase == "train" and not times:
             return here + (start.epochs - step.epoch - 1) * step.steps / step.rate
         return here + (start.epochs - step.epoch - 1) * (sum(times) / len(times) if times else 0.0)
@@ -87,9 +91,10 @@ class Progress:
         left = None if self.paused else self.seconds_left()
         if left is not None:
             parts.append(f"{duration(left)} left")
-        if self.step is not None:
-            parts.append("validating" if self.step.phase == "valid" else "")
-            parts += [f"train loss {number(self.step.loss)}", rate(self.step.rate)]
+        if self.step is not None and self.step.phase == "valid":
+            parts.append("validating")
+        if self._seen is not None:
+            parts += [f"train loss {number(self._seen.loss)}", rate(self._seen.rate)]
         return " · ".join(part for part in parts if part)
 
     def _which_epoch(self) -> str:

@@ -489,7 +489,7 @@ def test_a_loss_that_is_no_number_ends_the_training() -> None:
         with torch.no_grad():
             session.model[0].weight.fill_(torch.nan)  # type: ignore[index]
 
-    with at_step(session, STEPS + 4, spoil), pytest.raises(DivergenceError, match=r"epoch 1, step 4, .*lr"):
+    with at_step(session, STEPS + 4, spoil), pytest.raises(DivergenceError, match=r"(?s)epoch 1, step 4, .*lr"):
         session.train()
     after = rows(session)
     held = distance(straight.model, session.model)

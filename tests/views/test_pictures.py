@@ -8,8 +8,9 @@ from subprocess import run
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from quik_nb.events import Mark, Row, StepEnd
 from quik_nb.history import History
@@ -136,6 +137,23 @@ def test_a_constant_loss_has_an_axis(make_row: Make) -> None:
             [make_row(epoch, train_loss=loss, valid_loss=loss, metrics={"m": loss}) for epoch in range(3)]
         )
         ElementTree.fromstring(svg(history, scales=("linear", "log")))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e33, -1e33, 1.25e-7, -4e-6, 54_321.0])
+def test_no_number_is_cut_off(make_row: Make, scale: float, log: bool) -> None:
+    """However large or small losses and metrics are, the numbers beside the axes are whole."""
+    values = [scale * (1.0 + epoch / 100) for epoch in range(6)]
+    rows = [make_row(i, train_loss=v, valid_loss=v, metrics={"a": v, "b": v, "c": v}) for i, v in enumerate(values)]
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", picture.FONT)
+    numbers = [
+        word
+        for word in picture.picture(History(rows), log=log).shapes
+        if isinstance(word, Word) and word.anchor == "end" and word.text != "epoch"
+    ]
+
+    assert len(numbers) >= 4
+    assert [] == [word.text for word in numbers if word.x < font.getlength(word.text)]
 
 
 def test_names_cannot_break_out(make_row: Make) -> None:

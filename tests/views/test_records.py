@@ -118,6 +118,18 @@ def test_the_time_left_comes_from_the_epochs_of_this_run(make_history: Make, mak
     assert "epoch 3 (4 of 10) · 06:07 left · train loss 0.5000 · 50 steps/s" == progress.status()
 
 
+def test_between_epochs_loss_and_pace_stay(make_history: Make, make_row: Make) -> None:
+    """After epoch 2 of 10 the line says how long the other seven take, with the loss and the pace of the last step."""
+    history = make_history(2)
+    progress = Progress(history)
+    for event in (RunStart(2, 10, 100, ""), StepEnd(2, 99, 100, 0.5, 50.0), EpochEnd(make_row(2))):
+        history.record(event)
+        progress.record(event)
+
+    assert "epoch 3 (4 of 10) · 07:07 left · train loss 0.5000 · 50 steps/s" == progress.status()
+    assert 0.0 == progress.share
+
+
 def test_a_view_that_joins_a_run_on_its_way_knows_its_epoch(make_history: Make) -> None:
     """Without the run's start the status still names the epoch."""
     progress = Progress(make_history(2))
