@@ -190,6 +190,7 @@ class Trainer:
 
     def finish_epoch(self) -> Iterator[Event]:
         """Validate and close the epoch, handing on the events that come up meanwhile."""
+        __tracebackhide__ = True
         values: dict[str, float] = {}
         yield from self._validation(values)
         self._close_epoch(values)
@@ -212,6 +213,7 @@ class Trainer:
 
     def loader(self, split: str = "train") -> Iterator[Any]:
         """This rank's batches of a split, on the device; while training, orders are obeyed and signs of life given."""
+        __tracebackhide__ = True
         if split != "train":
             yield from self._other(split)
             return
@@ -296,6 +298,7 @@ class Trainer:
 
     def _beat(self, phase: str = "train", step: int | None = None, steps: int | None = None) -> None:
         """A sign of life; a loss that is no number ends the training here rather than at the epoch's end."""
+        __tracebackhide__ = True
         self.meter.read()
         self._check_loss()
         now = self.clock()
@@ -326,6 +329,7 @@ class Trainer:
 
     def _validation(self, values: dict[str, float]) -> Iterator[Event]:
         """Fill in `valid_loss` and metrics; nothing where there is no validation split, or a stop cuts it short."""
+        __tracebackhide__ = True
         if self.recipe.valid is None:
             return
         self.meter.read()
@@ -357,6 +361,7 @@ class Trainer:
         self._close_epoch(self.validate() if values is None else values)
 
     def _close_epoch(self, values: dict[str, float]) -> None:
+        __tracebackhide__ = True
         cut = self.recipe.valid is not None and "valid_loss" not in values
         if cut:
             raise Stopped  # in the midst of validation: the steps are done, the row is not
@@ -392,6 +397,7 @@ class Trainer:
 
     def _row(self, values: dict[str, float], share: float = 1.0) -> Row:
         """The row of this epoch: the losses of all ranks summed, then divided once (all ranks participate)."""
+        __tracebackhide__ = True
         self.meter.read()
         self._check_loss()
         own = torch.tensor([self.meter.sum, self.meter.count], dtype=exact(self.world.device), device=self.world.device)
