@@ -3,7 +3,10 @@
 A kernel or script of these tests has a folder for temporary files of its own, so that nothing in it escapes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import psutil
@@ -54,6 +57,18 @@ class Notebook(NamedTuple):
 
     kernel: Kernel
     temporary: Path
+
+
+@contextmanager
+def running(folder: Path, interactive: bool = False) -> Iterator[Notebook]:
+    """A notebook that has run the first cell, until it is no longer needed."""
+    with TemporaryDirectory() as temporary:
+        kernel = Kernel(folder, {"TMPDIR": temporary}, interactive=interactive)
+        try:
+            kernel.ok(SETUP)
+            yield Notebook(kernel, Path(temporary))
+        finally:
+            kernel.close()
 
 
 def servers(kernel: Kernel) -> list[psutil.Process]:

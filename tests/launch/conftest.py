@@ -1,23 +1,18 @@
 """A kernel for the tests of one module, which must find it clean after each of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from harness.kernel import Kernel
-from harness.workers import SETUP, Notebook, leftovers
+from harness.workers import Notebook, leftovers, running
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     """The notebook of a module."""
-    folder = tmp_path_factory.mktemp("notebook")
-    with TemporaryDirectory() as temporary:
-        kernel = Kernel(folder, {"TMPDIR": temporary})
-        kernel.ok(SETUP)
-        yield Notebook(kernel, Path(temporary))
-        kernel.close()
+    with running(tmp_path_factory.mktemp("notebook")) as notebook:
+        yield notebook
 
 
 @pytest.fixture
@@ -29,9 +24,7 @@ def notebook(started: Notebook) -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def own_notebook(make_kernel: Callable[..., Kernel]) -> Iterator[Notebook]:
+def own_notebook(tmp_path: Path) -> Iterator[Notebook]:
     """A fresh kernel that has run the first cell, for a test that ends it."""
-    with TemporaryDirectory() as temporary:
-        kernel = make_kernel(TMPDIR=temporary)
-        kernel.ok(SETUP)
-        yield Notebook(kernel, Path(temporary))
+    with running(tmp_path) as notebook:
+        yield notebook
