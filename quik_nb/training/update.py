@@ -14,6 +14,7 @@ from quik_nb.recipe import Recipe, fits
 from quik_nb.training.build import make_optimizer, make_scheduler, set_lr, step_scheduler
 from quik_nb.training.data import Batch
 from quik_nb.training.metrics import exact
+from quik_nb.training.snapshot import Progress
 from quik_nb.training.step import TINY
 from quik_nb.training.world import World
 
@@ -51,7 +52,7 @@ class Updater:
 
     # ------------------------------------------------------------------ the schedule
 
-    def plan(self, progress: Any, last: int, steps_per_epoch: int | None) -> None:
+    def plan(self, progress: Progress, last: int, steps_per_epoch: int | None) -> None:
         """Make the schedule and take up the state of an earlier training.
 
         A plan spans the session's epochs; a call that goes beyond it starts a new one over its own epochs.
