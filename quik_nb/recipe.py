@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,8 +30,39 @@ AS_CLASS: dict[Any, Callable[..., nn.Module]] = {F.cross_entropy: nn.CrossEntrop
 """Functions whose class is the same thing: what is known of the class then holds for them."""
 
 
-@dataclass(frozen=True)
-class Spec:
+def same(one: Any, other: Any) -> bool:
+    """Whether two values mean the same, as those of a cell that was run again; tensors and arrays by what they hold.
+
+    >>> same({"weight": torch.ones(2)}, {"weight": torch.ones(2)}), same([1, 2], [1, 3])
+    (True, False)
+    """
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
+    equal = one == other
+    return isinstance(equal, bool | np.bool_) and bool(
+        equal
+    )  # some classes, torchmetrics' for one, make something else of `==`
+
+
+class ByValue:
+    """Records whose fields may hold tensors, which plain dataclasses cannot compare."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and same(vars(self), vars(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class Spec(ByValue):
     """A class or function and its keywords, to be called once the other parts are there."""
 
     target: Callable[..., Any]
@@ -69,7 +101,7 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Optimizer(Spec):
     """An optimizer's class, its keywords, and those of groups of parameters."""
 
@@ -91,7 +123,7 @@ def fits(name: str, pattern: str) -> bool:
     return any(name == part or name.startswith(f"{part}.") or fnmatchcase(name, part) for part in parts)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Scheduler(Spec):
     """A learning-rate scheduler and when it is stepped."""
 
@@ -131,8 +163,8 @@ class Scheduler(Spec):
         return {name: epochs * steps_per_epoch}
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, eq=False)
+class Recipe(ByValue):
     """Everything about what to train; a part that is None has not been set."""
 
     settings: Settings = field(default_factory=Settings)

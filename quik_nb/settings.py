@@ -116,7 +116,7 @@ class Settings:
         """
         known = setting_names()
         unknown = [name for name in changes if name not in known]
-        new = replace(self, **{k: v for k, v in changes.items() if k in known})
+        new = replace(self, **{k: _plain(v) for k, v in changes.items() if k in known})
         faults = [f"there is no setting {name!r}: {suggest(name, known)}" for name in unknown]
         faults += new.faults()
         if faults:
@@ -137,6 +137,13 @@ class Settings:
 def setting_names() -> list[str]:
     """The names of all settings, in the order of their definition."""
     return [f.name for f in fields(Settings)]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's own, so that files and messages hold nothing else."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def _is_count(value: object) -> bool:

@@ -178,11 +178,15 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
     return Samples(
         loader.dataset,
         batch_size=loader.batch_size,
-        shuffle=type(loader.sampler) is not SequentialSampler if plain else None,
+        shuffle=_shuffles(loader.sampler) if plain else None,
         sampler=None if plain else loader.sampler,
         drop_last=loader.drop_last,
         options=options,
     )
+
+
+def _shuffles(sampler: Any) -> bool:
+    return bool(sampler.shuffle) if isinstance(sampler, DistributedSampler) else type(sampler) is RandomSampler
 
 
 def _tensors(values: tuple[Any, ...], split: str, names: tuple[str, ...] | None = None) -> Tensors:

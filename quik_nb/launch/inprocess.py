@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from quik_nb.events import Event
-from quik_nb.training import rng
+from quik_nb.training import modes, rng
 from quik_nb.training.controls import Controls
 from quik_nb.training.own_loop import run_own
 from quik_nb.training.saver import Saver
@@ -36,9 +36,8 @@ class InProcess:
         """Train, and hand out the events as they come up."""
         __tracebackhide__ = True
         home = next(self.model.parameters()).device
-        training = self.model.training
         try:
-            with rng.preserved():
+            with rng.preserved(), modes.kept(self.model):
                 self.trainer = Trainer(self.job, World(device=self.device), self.controls, self._keep)
                 if self.saver is None:
                     self._train(self.trainer, take)
@@ -48,7 +47,7 @@ class InProcess:
         finally:
             if self.trainer is not None:
                 self.trainer.release()
-            self.model.to(home).train(training)
+            self.model.to(home)
 
     def _train_and_save(self, trainer: Trainer, saver: Saver, take: Callable[[Event], None]) -> None:
         __tracebackhide__ = True

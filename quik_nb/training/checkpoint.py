@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import CheckpointError
+from quik_nb.training.nested import mapped
 
 StateDict = Mapping[str, Any]
 
@@ -136,13 +137,4 @@ def _few(names: list[str], most: int = 5) -> str:
 
 def copied(value: Any) -> Any:
     """A deep copy of a state dict on the CPU, which later training does not change."""
-    match value:
-        case Tensor():
-            return value.detach().to("cpu", copy=True)
-        case dict():
-            return {key: copied(v) for key, v in value.items()}
-        case list():
-            return [copied(v) for v in value]
-        case tuple():
-            return tuple(copied(v) for v in value)
-    return value
+    return mapped(lambda v: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else v, value)

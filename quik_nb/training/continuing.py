@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from quik_nb.recipe import Recipe
+from quik_nb.recipe import Recipe, same
 from quik_nb.sources import alike
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.snapshot import Progress
@@ -21,12 +21,12 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
     """
     if old is None:
         return progress
-    if _parameters(old) != _parameters(new):
+    if not same(_parameters(old), _parameters(new)):
         progress = replace(progress, optimizer=None, scheduler=None, planned=0)
-    elif _keywords(old) != _keywords(new) or old.scheduler != new.scheduler:
+    elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
         progress = replace(progress, scheduler=None, planned=0)
-    same = old.settings.batch_size == new.settings.batch_size and old.settings.seed == new.settings.seed
-    if not same or old.train is None or new.train is None or not alike(old.train, new.train):
+    batches = old.settings.batch_size == new.settings.batch_size and old.settings.seed == new.settings.seed
+    if not batches or old.train is None or new.train is None or not alike(old.train, new.train):
         progress = replace(progress, step=0, loss_sum=0.0, loss_count=0, seconds=0.0, generators=None)
         if new.scheduler is not None and new.scheduler.per_batch:
             progress = replace(progress, scheduler=None, planned=0)

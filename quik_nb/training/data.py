@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quik_nb.sources import Samples, Source, Stream, Tensors
+from quik_nb.training.nested import mapped
 from quik_nb.training.rng import epoch_seed, preserved, seed_all
 from quik_nb.training.world import World
 
@@ -310,17 +311,14 @@ def eval_batches(source: Source, batch_size: int, world: World) -> Batches:
 
 def to_device(data: Any, device: torch.device) -> Any:
     """A batch on the device: tensors, tuples, lists and dicts of them, and whatever has a method `to`."""
-    match data:
-        case Tensor():
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
             # only towards a GPU: on the way back the CPU could read what has not arrived yet
-            return data if data.device == device else data.to(device, non_blocking=device.type == "cuda")
-        case dict():
-            return {key: to_device(value, device) for key, value in data.items()}
-        case tuple() if hasattr(data, "_fields"):
-            return type(data)(*(to_device(value, device) for value in data))
-        case tuple() | list():
-            return type(data)(to_device(value, device) for value in data)
-    return data.to(device) if hasattr(data, "to") else data
+            return value if value.device == device else value.to(device, non_blocking=device.type == "cuda")
+        return value.to(device) if hasattr(value, "to") else value
+
+    return mapped(moved, data)
 
 
 def batch_length(data: Any) -> int:
@@ -337,14 +335,13 @@ def batch_length(data: Any) -> int:
 
 def cut_batch(data: Any, start: int, stop: int) -> Any:
     """Samples `start` to `stop` of a batch."""
-    match data:
-        case Tensor():
-            return data[start:stop] if data.ndim else data
-        case dict():
-            return {key: cut_batch(value, start, stop) for key, value in data.items()}
-        case tuple() | list():
-            return type(data)(cut_batch(value, start, stop) for value in data)
-    raise TypeError(
-        f"a batch of type {type(data).__name__} cannot be cut for several ranks or micro-batches: "
-        f"train with processes=1 and accumulate=1, or pass a map-style dataset, which is dealt out by sample."
-    )
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"a batch of type {type(value).__name__} cannot be cut for several ranks or micro-batches: train with "
+                f"processes=1 and accumulate=1, or pass a map-style dataset, which is dealt out by sample."
+            )
+        return value[start:stop] if value.ndim else value
+
+    return mapped(cut, data)

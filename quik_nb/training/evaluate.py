@@ -13,6 +13,7 @@ from quik_nb.training import rng
 from quik_nb.training.build import resolve_precision
 from quik_nb.training.data import Batch, eval_batches, to_device
 from quik_nb.training.metrics import MetricSet, detached, exact, join
+from quik_nb.training.modes import evaluating
 from quik_nb.training.step import Step, main_output, split_batch
 from quik_nb.training.world import World
 
@@ -113,16 +114,3 @@ def model_inputs(batch: Any, width: int | None) -> Any:
         has_target = len(batch) > 1 if width is None else len(batch) == width
         return tuple(batch[:-1] if has_target else batch)
     return (batch,)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode without gradients; its mode is given back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

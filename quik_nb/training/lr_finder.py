@@ -15,7 +15,7 @@ from torch import nn
 
 from quik_nb.errors import DivergenceError
 from quik_nb.recipe import Recipe
-from quik_nb.training import rng
+from quik_nb.training import modes, rng
 from quik_nb.training.checkpoint import copied
 from quik_nb.training.trainer import Job, Trainer
 from quik_nb.training.world import World
@@ -83,19 +83,17 @@ def _walk(trainer: Trainer, start: float, end: float, steps: int) -> Iterator[Po
 def as_before(model: nn.Module) -> Iterator[None]:
     """Whatever is trained inside, weights, buffers, modes and the device of a model are afterwards as they were."""
     home = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
     state = copied(model.state_dict())
     loose = {name: copied(b) for name, b in model.named_buffers() if name not in state}  # those that are not saved
     try:
-        yield
+        with modes.kept(model):
+            yield
     finally:
         model.zero_grad()
         model.to(home).load_state_dict(state)
         for name, value in model.named_buffers():
             if name in loose:
                 value.copy_(loose[name])
-        for module, training in modes:
-            module.training = training
 
 
 def smoothed(losses: list[float]) -> list[float]:

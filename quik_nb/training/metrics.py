@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quik_nb.errors import RecipeError
 from quik_nb.training.data import to_device
+from quik_nb.training.nested import mapped, rebuilt
 from quik_nb.training.world import World
 
 BETA = 0.98
@@ -136,17 +137,10 @@ def join(parts: list[Any]) -> Any:
         case dict():
             return {key: join([part[key] for part in parts]) for key in first}
         case tuple() | list():
-            return type(first)(join(list(values)) for values in zip(*parts, strict=True))
+            return rebuilt(first, (join(list(values)) for values in zip(*parts, strict=True)))
     return first
 
 
 def detached(value: Any) -> Any:
     """Outputs without the graph behind them."""
-    match value:
-        case Tensor():
-            return value.detach()
-        case dict():
-            return {key: detached(v) for key, v in value.items()}
-        case tuple() | list():
-            return type(value)(detached(v) for v in value)
-    return value
+    return mapped(lambda inner: inner.detach() if isinstance(inner, Tensor) else inner, value)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from quik_nb import RecipeError, Settings
 from quik_nb.settings import setting_names
@@ -48,6 +50,15 @@ def test_good_values(changes: dict[str, Any]) -> None:
     settings = Settings().changed(changes)
 
     assert changes == {name: getattr(settings, name) for name in changes}
+
+
+@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5)])
+def test_numbers_of_other_libraries(number: Any) -> None:
+    """A number of NumPy or torch is taken as Python's own, so that files hold nothing else."""
+    settings = Settings().changed({"lr": number, "betas": (number, number), "epochs": np.int64(3)})
+
+    assert (0.5, (0.5, 0.5), 3) == (settings.lr, settings.betas, settings.epochs)
+    assert [float, float, int] == [type(value) for value in (settings.lr, settings.betas[0], settings.epochs)]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)

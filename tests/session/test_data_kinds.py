@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,14 @@ import pytest
 import torch
 from harness.plain import classes, distance, network, numbers, quiet, regression
 from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from quik_nb import CheckpointError, QuikSession, RecipeError
 
@@ -81,6 +88,9 @@ def default_dtype_float64() -> Iterator[None]:
 
 ORDERED: dict[str, Make] = {
     "loader": lambda: DataLoader(Fetched(), batch_size=16),
+    "sampler for ranks, in order": lambda: DataLoader(
+        Fetched(), batch_size=16, sampler=DistributedSampler(Fetched(), num_replicas=1, rank=0, shuffle=False)
+    ),
     "stream": Streamed,
     "stream through a loader": lambda: DataLoader(Streamed(), batch_size=16),
     "ready batches": lambda: DataLoader(
@@ -193,6 +203,36 @@ class Speaking(nn.Module):
         logits = self.layer(x)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SimpleNamespace(loss=loss, logits=logits)
+
+
+class Answer(NamedTuple):
+    """What a model may give: several tensors with names."""
+
+    scores: Tensor
+    hidden: Tensor
+
+
+def test_models_that_give_named_tuples() -> None:
+    """Outputs with names stay so: for a step, for metrics over a split and in `predict`."""
+
+    class Naming(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network(3)
+
+        def forward(self, x: Tensor) -> Answer:
+            return Answer(self.inner(x), x)
+
+    def step(model: nn.Module, criterion: Any, batch: Any) -> tuple[Tensor, Answer]:
+        answer = model(batch[0])
+        return criterion(answer.scores, batch[1]), answer
+
+    session = quiet(epochs=1).add_data(train=classes(), valid=classes(37)).add_model(Naming()).set_step(step)
+    session.set_criterion(nn.CrossEntropyLoss).set_optimizer(optim.SGD)
+    session.set_metrics(train=True, seen=lambda outputs, targets: len(outputs.hidden)).train()
+
+    assert [101, 37] == session.history[["train_seen", "seen"]].iloc[0].tolist()
+    assert torch.equal(classes(37)[0], session.predict("valid").hidden)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

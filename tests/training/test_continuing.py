@@ -379,6 +379,35 @@ def test_a_model_made_by_a_function_is_made_under_the_seed() -> None:
     assert 0.0 == distance(one.model, same.model)
 
 
+def test_a_cell_with_tensors_may_be_run_again() -> None:
+    """Steps done again with the same keywords, tensors among them, change nothing: the training goes on."""
+
+    def again(session: QuikSession) -> QuikSession:
+        weight = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        session.set_criterion(nn.CrossEntropyLoss, weight=weight).set_optimizer(optim.Adam, betas=[0.8, 0.9])
+        return session.set_scheduler(lr_scheduler.OneCycleLR, max_lr=np.float64(0.1))
+
+    def session() -> QuikSession:
+        return quiet(epochs=4).add_data(train=classes(), valid=classes(37)).add_model(network(3))
+
+    whole, parts = again(session()), again(session())
+    whole.train()
+    parts.train(2)
+    again(parts).train(2)
+
+    assert rows(whole) == rows(parts)
+    assert 0.0 == distance(whole.model, parts.model)
+
+
+def test_modes_are_given_back() -> None:
+    """A module that was put into evaluation mode by hand is in it after training, as the rest is in training mode."""
+    session = adam(epochs=1)
+    session.model[2].eval()  # type: ignore[index]
+    session.train()
+
+    assert [True, True, True, False, True] == [module.training for module in session.model.modules()]
+
+
 def test_a_seed_may_be_long() -> None:
     """A seed of 63 bits, as `time.time_ns()` gives, makes models, splits and epochs."""
     session = quiet(seed=2**63 - 1, epochs=1).add_data(train=numbers(), valid=0.2, test=0.2)
