@@ -46,10 +46,8 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):
         return len(one) == len(other) and all(map(same, one, other))
-    equal = one == other
-    return isinstance(equal, bool | np.bool_) and bool(
-        equal
-    )  # some classes, torchmetrics' for one, make something else of `==`
+    equal = one == other  # of which some classes, torchmetrics' for one, make something else than a truth
+    return isinstance(equal, bool | np.bool_) and bool(equal)
 
 
 class ByValue:

@@ -4,6 +4,7 @@ import contextvars
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,10 +14,15 @@ from quik_nb.errors import RecipeError, StopTraining, WorkerError
 from quik_nb.events import Event, Paused, Printed, RunEnd, RunStart, WorkerFailure
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
+from quik_nb.training.snapshot import Snapshot
 from quik_nb.views.base import View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+KILLED_SECONDS = 3.0
+"""How long workers that were killed may take to be gone, and their state to come home."""
 
 
 class Run:
@@ -33,10 +39,12 @@ class Run:
         self,
         launch: Launch,
         history: History,
-        settle: Callable[["Run"], None],
+        settle: Callable[[Snapshot | None], None],
         listen: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        self._launch, self._history = launch, history
+        self._launch: Launch | None = launch
+        """until it is over: model, optimizer and data hang on it"""
+        self._controls, self._history = launch.controls, history
         self._settle, self._listen = settle, listen
         self._views: list[tuple[View, contextvars.Context]] = []
         """each with the context it came from, by which a kernel knows under which cell its output belongs"""
@@ -49,6 +57,7 @@ class Run:
         self.error: BaseException | None = None
         self.told = True
         self._ending = self._ended = False
+        self._end: RunEnd | WorkerFailure | None = None
 
     @property
     def history(self) -> "pd.DataFrame":
@@ -59,16 +68,16 @@ class Run:
 
     def stop(self) -> None:
         """End the run at the next step boundary; everything is kept."""
-        self._launch.controls.stop()
+        self._controls.stop()
 
     def pause(self) -> None:
         """Hold the run at the next step boundary, until `resume()` or `stop()`."""
-        self._launch.controls.pause()
+        self._controls.pause()
         self._hold("running", "paused")
 
     def resume(self) -> None:
         """Go on after `pause()`."""
-        self._launch.controls.resume()
+        self._controls.resume()
         self._hold("paused", "running")
 
     def _hold(self, before: str, after: str) -> None:
@@ -92,7 +101,7 @@ class Run:
                 f"set_lr({lr!r}): a learning rate is a number above 0, so the run goes on with the one it has. "
                 f"Type run.set_lr(3e-4)."
             )
-        self._launch.controls.set_lr(rate)
+        self._controls.set_lr(rate)
 
     def wait(self, timeout: float | None = None) -> "Run":
         """Wait until the run has ended; raises the error of a failed run.
@@ -107,9 +116,16 @@ class Run:
         return self
 
     def close(self, timeout: float) -> None:
-        """End the run, hard where it does not end by itself within some seconds."""
-        if not self._done.wait(timeout):
-            self._launch.close()
+        """Wait for the end of a run that was stopped; end it the hard way if that does not come within some seconds."""
+        launch = self._launch
+        if not self._done.wait(timeout) and launch is not None:
+            launch.kill()
+            self._done.wait(KILLED_SECONDS)
+
+    def peek(self) -> Snapshot | None:
+        """The state of the last row so far, where the training goes on elsewhere; None where it is at hand already."""
+        launch = self._launch
+        return None if launch is None else launch.peek()
 
     def attach(self, view: View) -> None:
         """Add a view: it draws what the history holds and follows on."""
@@ -118,6 +134,8 @@ class Run:
                 view.show(self._start)
             if self.state == "paused":
                 view.show(Paused(True))
+            if self._end is not None:
+                view.show(self._end)
             if self._ended:
                 view.close()
             else:
@@ -148,27 +166,44 @@ class Run:
 
     def _consume(self) -> None:
         __tracebackhide__ = True
-        self._end = "failed"
+        launch = self._launch
+        assert launch is not None  # a run is consumed once
         try:
-            try:
-                self._launch.drive(self._take)
-            except BaseException as error:  # kept, shown, and raised again by the caller
-                self.error, self._end = error, "failed"
-                if not isinstance(error, KeyboardInterrupt):
-                    self._take(WorkerFailure(f"{type(error).__name__}: {error}"))
-            finally:
-                self._ending = True
-                try:
-                    self._launch.close()
-                    self._settle(self)
-                finally:
-                    self.state = self._end  # not before the state is home, or who looks at it takes the old weights
-                with self._drawing:
-                    self._ended = True
-                    for view, cell in self._views:
-                        cell.run(view.close)
+            launch.drive(self._take)
+        except BaseException as error:  # kept, shown, and raised again by the caller
+            self._fail(error)
+        self._ending = True
+        try:
+            self._bring_home(launch)
+        except BaseException as error:
+            self._fail(error)
         finally:
+            self._launch = None
+            # not before the state is home, or who looks at it takes the old weights
+            self.state = self._end.state if isinstance(self._end, RunEnd) and self.error is None else "failed"
+            self._close_views()
             self._done.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first error; one that comes on top of it is noted there."""
+        if self.error is not None:
+            self.error.add_note(f"quik_nb: on top of it the state did not come home whole: {error!r}")
+            return
+        self.error = error
+        if not isinstance(error, KeyboardInterrupt):
+            self._end = WorkerFailure(f"{type(error).__name__}: {error}")
+            self._tell(self._end)
+
+    def _bring_home(self, launch: Launch) -> None:
+        for event in launch.close():
+            self._history.record(event)
+        self._settle(launch.outcome())
+
+    def _close_views(self) -> None:
+        with self._drawing:
+            self._ended = True
+            self._draw(lambda view: view.close(), self._views)
+            self._views.clear()
 
     def _interrupted(self, count: int) -> None:
         if count == 1:
@@ -181,8 +216,8 @@ class Run:
         match event:
             case RunStart():
                 self._start = event
-            case RunEnd(state=state):
-                self._end = state
+            case RunEnd():
+                self._end = event
         self._tell(event)
         try:
             self._listen(event)
@@ -192,8 +227,18 @@ class Run:
     def _tell(self, event: Event) -> None:
         with self._drawing:
             # what a worker printed is shown once, where the user looked last; all else in every view
-            for view, cell in self._views[-1:] if isinstance(event, Printed) else self._views:
-                cell.run(view.show, event)
+            views = self._views[-1:] if isinstance(event, Printed) else self._views
+            self._draw(lambda view: view.show(event), views)
+
+    def _draw(self, act: Callable[[View], None], views: list[tuple[View, contextvars.Context]]) -> None:
+        """Have views draw; one that fails is dropped with a warning: a picture is no reason to lose a training."""
+        for view, cell in list(views):
+            try:
+                cell.run(act, view)
+            except Exception as error:
+                self._views.remove((view, cell))
+                words = "The training goes on without its picture; session.show() draws it anew"
+                warnings.warn(f"{words}. Drawing failed: {type(error).__name__}: {error}", stacklevel=2)
 
     def _ipython_display_(self) -> None:
         """Show nothing: the view has shown the run already, and a second line below it would only repeat it."""

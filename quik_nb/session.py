@@ -23,7 +23,6 @@ from quik_nb.arguments import settings_from
 from quik_nb.code import as_code, write_script
 from quik_nb.errors import CheckpointError, RecipeError, suggest
 from quik_nb.history import History
-from quik_nb.launch.base import Launch
 from quik_nb.launch.server import warm_up
 from quik_nb.launch.start import launch
 from quik_nb.placement import Machine, Placement, Request, place
@@ -41,6 +40,7 @@ from quik_nb.training.continuing import carried
 from quik_nb.training.evaluate import evaluate, predict
 from quik_nb.training.lr_finder import range_test
 from quik_nb.training.resume import latest_folder, read_session
+from quik_nb.training.snapshot import Snapshot
 from quik_nb.training.trainer import Job
 from quik_nb.tried import Attempt, described, difference, table
 from quik_nb.views.choose import choose, waits_for_cells
@@ -81,7 +81,6 @@ class QuikSession(Steps):
         self._attempts: list[Attempt] = []
         self._listeners: list[tuple[str, Callable[[Any], None]]] = []
         self._run: Run | None = None
-        self._launch: Launch | None = None
         if Machine.detect().gpus > 1 or self.settings.processes not in ("auto", 1):
             warm_up()  # workers are likely, and a server that is ready saves their first start two seconds
 
@@ -171,18 +170,18 @@ class QuikSession(Steps):
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
         job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)
         heard = loop is not None or bool(self._listeners)  # by code of the user's own, which may look for the files
-        self._launch = launch(job, placement, state.begin(plan, at_once=heard))
-        self._run = run = Run(self._launch, state.history, self._settle, self._listen)
+        started = launch(job, placement, state.begin(plan, at_once=heard))
+        self._run = run = Run(started, state.history, self._settle, self._listen)
         words = described(recipe)
         before = self._attempts[-1].settings if self._attempts else None
         changed = difference(before, words)
+        for attempt in self._attempts:
+            attempt.let_go()
         self._attempts.append(Attempt(words, progress.epoch, state.history, run, changed))
         return run
 
-    def _settle(self, run: Run) -> None:
+    def _settle(self, outcome: Snapshot | None) -> None:
         """Take the state of the last row home, however the run ended."""
-        assert self._launch is not None
-        outcome = self._launch.outcome()
         if outcome is not None:
             self._recipe.model.load_state_dict(outcome.weights)  # type: ignore[union-attr]
             self._state.settle(outcome)
@@ -244,8 +243,8 @@ class QuikSession(Steps):
         """The model with the weights of the history's last row: a plain module, also while workers train on."""
         if self._recipe.model is None:
             raise RecipeError("There is no model yet: .add_model(Net()).")
-        if self._launch is not None and self._run is not None and self._run.state in ("running", "paused"):
-            outcome = self._launch.peek()
+        if self._run is not None and self._run.state in ("running", "paused"):
+            outcome = self._run.peek()
             if outcome is not None:
                 self._recipe.model.load_state_dict(outcome.weights)
         return self._recipe.model

@@ -1,7 +1,7 @@
 """What a session has tried: a line for each call of train(), with the settings changed since the one before."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quik_nb.events import Row
@@ -25,19 +25,31 @@ class Attempt:
     first: int
     """the epoch it began with"""
     history: History
-    run: Run
+    run: Run | None
+    """None once a later attempt was made: an error that it ended with may hold on to all that was computed then"""
     changed: str = ""
     """what differs from the attempt before"""
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row] | None = None
+    """None until it is over"""
+    ended: str = ""
+
+    @property
+    def state(self) -> str:
+        """Of its run, as `Run.state`."""
+        return self.ended if self.run is None else self.run.state
 
     @property
     def own(self) -> list[Row]:
         """The rows of this attempt, also while it runs."""
-        return self.rows or [row for row in self.history if row.epoch >= self.first]
+        return [row for row in self.history if row.epoch >= self.first] if self.rows is None else self.rows
 
     def settle(self) -> None:
         """Keep the rows of this attempt, which a later one may go on from."""
         self.rows = self.own
+
+    def let_go(self) -> None:
+        """Keep no more of its run than how it ended."""
+        self.ended, self.run = self.state, None
 
 
 def described(recipe: Recipe) -> dict[str, str]:
@@ -72,7 +84,7 @@ def table(attempts: list[Attempt]) -> "pd.DataFrame":
         lines.append(
             {
                 "run": number,
-                "state": attempt.run.state,
+                "state": attempt.state,
                 "epochs": f"{rows[0].epoch}-{rows[-1].epoch}" if rows else "none",
                 "best_epoch": None if best is None else best.epoch,
                 "best_loss": None if best is None else score(best),

@@ -1,4 +1,4 @@
-"""The one seam between a run and wherever it trains: something that yields events and then has an outcome."""
+"""The one seam between a run and wherever it trains: something that hands out events and then has an outcome."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,20 +9,22 @@ from quik_nb.training.snapshot import Snapshot
 
 
 class Launch(Protocol):
-    """A training that was started somewhere.
-
-    `drive` hands out its events; an error of the training is raised there. `close` ends all that still runs, and may be
-    called at any time. After that, `outcome` is the state of the last row, in every case.
-    """
+    """A training that was started somewhere; after `close`, `outcome` is the state of the last row, in every case."""
 
     @property
     def controls(self) -> Controls | SharedControls: ...
 
-    def drive(self, take: Callable[[Event], None]) -> None: ...
+    def drive(self, take: Callable[[Event], None]) -> None:
+        """Train, and hand out the events as they come up; an error of the training is raised here."""
 
-    def close(self) -> None: ...
+    def kill(self) -> None:
+        """End it the hard way, from any thread: `drive` then raises in its own."""
+
+    def close(self) -> list[Event]:
+        """End all that still runs, in the thread of `drive`; gives the events that it did not come to hand out."""
 
     def peek(self) -> Snapshot | None:
         """The state of the last row while the training goes on elsewhere; None where it is at hand already."""
 
-    def outcome(self) -> Snapshot | None: ...
+    def outcome(self) -> Snapshot | None:
+        """The state of the last row; None where no row was finished."""

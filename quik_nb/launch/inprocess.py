@@ -70,11 +70,15 @@ class InProcess:
         if self.saver is not None:
             self.saver.take(self._kept, trainer.marks)
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """Nothing: it ends with its process."""
+
+    def close(self) -> list[Event]:
         """A training that did not come to its end goes back to its last row."""
         self.model.zero_grad()
         if not self._finished:
             self.model.load_state_dict(self._kept.weights)
+        return []
 
     def peek(self) -> None:
         """Nothing: the model is trained in place."""

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,33 @@ def warm_up() -> None:
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
         context("forkserver")
-        forkserver.ensure_running()
+        with apart():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Start the standard library's servers in a process group of their own.
+
+    Jupyter interrupts a kernel's whole group, and ipykernel ends all of it before the kernel itself: it would wait for
+    the resource tracker, which heeds no request to end, until it is killed, and no run's state would be brought home.
+    """
+    before = util.spawnv_passfds  # what both servers are started by; it knows no groups
+    util.spawnv_passfds = _spawn_apart
+    try:
+        yield
+    finally:
+        util.spawnv_passfds = before
+
+
+def _spawn_apart(path: Any, args: Any, passfds: Any) -> int:
+    for fd in passfds:
+        os.set_inheritable(fd, True)
+    try:
+        return os.posix_spawn(path, args, os.environ, setpgroup=0)
+    finally:
+        for fd in passfds:
+            os.set_inheritable(fd, False)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from quik_nb.training.trainer import Job
 
 
 def launch(job: Job, placement: Placement, saver: Saver | None) -> Launch:
-    """Start a training; iterate over what comes back for its events."""
+    """Start a training; `drive` of what comes back hands out its events."""
     if placement.in_process:
         return InProcess(job, placement.devices[0], saver)
     return Workers(job, placement, saver)

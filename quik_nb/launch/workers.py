@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from quik_nb.errors import WorkerError
 from quik_nb.events import Event, RunEnd
 from quik_nb.launch.bundle import SCRATCH, write_job
 from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_frames, stack_frames
-from quik_nb.launch.server import context, hidden_main
+from quik_nb.launch.server import apart, context, hidden_main
 from quik_nb.launch.worker import DONE, Errand, work
 from quik_nb.placement import Placement
 from quik_nb.training.checkpoint import stamp
@@ -55,14 +56,15 @@ class Workers:
         self._outcome: Snapshot | None = None
         self._failures: list[Failure] = []
         self._done: set[int] = set()
-        self._closed = False
+        self._ending = threading.Lock()
+        """held while processes are started, killed and let go, which may be asked for from another thread"""
+        self._over = False
         self._data = self._write()
-        self._events = self._run()
 
     def drive(self, take: Callable[[Event], None]) -> None:
         """Start the workers, and hand out rank 0's events until all ranks are done."""
         __tracebackhide__ = True
-        for event in self._events:
+        for event in self._run():
             take(event)
 
     # ------------------------------------------------------------------ starting
@@ -102,7 +104,7 @@ class Workers:
             job=self.job if self._data is None else None,
         )
         started = context(placement.start_method)
-        with hidden_main():
+        with self._ending, hidden_main(), apart():
             for rank in range(placement.processes):
                 mine, theirs = started.Pipe(duplex=False)
                 prints = rank == 0 or settings.output == "all"
@@ -163,12 +165,8 @@ class Workers:
                     self._failures.append(message)
                 else:
                     yield message
-        except (
-            EOFError,
-            ConnectionResetError,
-            pickle.UnpicklingError,
-        ):  # the worker's end; its sentinel tells the rest
-            self._homes.pop(home)
+        except (EOFError, OSError, pickle.UnpicklingError):  # the worker's end, be it in the midst of a message
+            self._homes.pop(home)  # its sentinel tells the rest
             home.close()
 
     def _has_failed(self, rank: int) -> bool:
@@ -186,13 +184,7 @@ class Workers:
         """The error of workers that gave no sign of life: where each rank stands."""
         stacks = []
         for rank, process in enumerate(self._processes):
-            path = self.folder / f"stack_{rank}"
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGUSR1)
-            until = time.monotonic() + 1.0
-            while not path.stat().st_size and time.monotonic() < until:
-                time.sleep(0.02)
-            where = shown_frames(stack_frames(path.read_text()))
+            where = self._stack_of(rank, process)
             stacks.append(f"Rank {rank} of {self.placement.processes} stands here:\n{where}")
         seconds = self.job.recipe.settings.timeout
         return WorkerError(
@@ -201,29 +193,48 @@ class Workers:
             f"If a step may take longer, type QuikSession(timeout={2 * seconds:g}).\n" + "\n".join(stacks)
         )
 
+    def _stack_of(self, rank: int, process: BaseProcess) -> str:
+        """Where a rank stands, by its own word."""
+        path = self.folder / f"stack_{rank}"
+        if not path.exists():  # which is there from the moment on from which a worker answers
+            return "  (it is still starting)"
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGUSR1)
+        until = time.monotonic() + 1.0
+        while not path.stat().st_size and time.monotonic() < until:
+            time.sleep(0.02)
+        return shown_frames(stack_frames(path.read_text()))
+
     # ------------------------------------------------------------------ ending
 
-    def close(self) -> None:
-        """End all workers, take the state home, and remove the run's private folder."""
-        if self._closed:
-            return
-        self._closed = True
-        self._events.close()  # type: ignore[attr-defined]
-        for process in self._processes:  # those that are done wait for this, the others have nothing left to say
-            process.kill()
-        for process in self._processes:
-            process.join()
-            process.close()
+    def kill(self) -> None:
+        """Kill all workers, from any thread; the one that listens to them finds out."""
+        with self._ending:
+            if not self._over:
+                for process in self._processes:
+                    process.kill()
+
+    def close(self) -> list[Event]:
+        """End all workers, take the state home, and remove the run's private folder; gives the events not yet heard."""
+        self.kill()  # those that are done wait for this, the others have nothing left to say
+        with self._ending:
+            self._over = True
+            for process in self._processes:
+                process.join()
+                process.close()
+        left = [event for home in list(self._homes) for event in self._drain(home)]
         for home in self._homes:
             home.close()
-        if self._checkpoint_stamp() not in (None, self._before):
-            self._outcome = read_checkpoint(self.saver.folder)
-        self.controls.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self._outcome = self.peek()
+        finally:
+            self.controls.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return left
 
     def peek(self) -> Snapshot | None:
         """The state of the last row so far."""
-        if self._closed or self._checkpoint_stamp() in (None, self._before):
+        if self._outcome is not None or self._checkpoint_stamp() in (None, self._before):
             return self._outcome
         return read_checkpoint(self.saver.folder)
 

@@ -127,11 +127,12 @@ class SharedControls:
 
     def close(self) -> None:
         """Let go of the file; what is asked for afterwards, such as by a late interrupt, goes nowhere."""
-        self.words.release()
-        self.rates.release()
-        self.map.close()
+        words, rates = self.words, self.rates
         nowhere = memoryview(bytearray(self.SIZE))
         self.words, self.rates = nowhere.cast("q"), nowhere.cast("d")
+        words.release()
+        rates.release()
+        self.map.close()
 
     @property
     def pending(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from harness.kernel import Kernel, Result
 from harness.workers import SETUP, Notebook, leftovers
@@ -61,6 +62,22 @@ def test_a_kernel_that_ends_takes_its_run_along(make_notebook: MakeNotebook, how
     assert [] == left
     assert rows <= int(resumed.text.split()[0])
     assert "12 True True" == resumed.text.splitlines()[-1]
+
+
+def test_a_step_that_takes_long_does_not_hold_up_the_end(make_notebook: MakeNotebook) -> None:
+    """A kernel that is shut down while a step takes a minute ends its workers, and then itself."""
+    notebook = make_notebook()
+    kernel, _ = notebook
+    kernel.ok(
+        "def long(rank, step):\n    time.sleep(60 if step > 1 else 0)\n"
+        "s = session(Net(long), view=False); run = s.train(background=True, processes=2)\n"
+        "time.sleep(1.5); print(run.state)"
+    )
+    kernel.client.shutdown()
+    gone, _ = psutil.wait_procs([psutil.Process(kernel.pid)], timeout=20)
+
+    assert 1 == len(gone)
+    assert [] == leftovers(*notebook)
 
 
 def test_show_draws_the_whole_history_and_follows(notebook: Kernel) -> None:

@@ -160,6 +160,19 @@ def test_a_pause_is_no_hang(notebook: Kernel) -> None:
     assert "finished" == result.text.splitlines()[-1]
 
 
+def test_rows_that_were_on_their_way_are_not_lost(notebook: Kernel) -> None:
+    """A callback that raises while workers train on leaves no gap between its row and the last one."""
+    result = notebook.run(
+        "def fails(event):\n    if event.row.epoch == 1:\n        time.sleep(0.5); raise KeyError('mine')\n"
+        "s = session(Net(), epochs=200, view=False).on('epoch_end', fails)\n"
+        "try:\n    s.train(processes=2)\n"
+        "finally:\n    epochs = s.history.epoch.tolist(); print(epochs == list(range(len(epochs))), len(epochs) > 2)"
+    )
+
+    assert ["KeyError"] == result.errors
+    assert "True True" == result.text.splitlines()[-1]
+
+
 LOADED = """
 class Rows(torch.utils.data.Dataset):
     def __len__(self):
