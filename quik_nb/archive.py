@@ -45,7 +45,9 @@ def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
         kept: dict[str, Any] = {split: samples[split] if same[split] else None for split in SPLITS}
         before = replace(before, **kept)
     # a session that is loaded saves into a folder of its own, so that two of them do not write into one
-    content = {"recipe": slim, "state": replace(state, trained=before, folder=None, files=None), "maker": maker}
+    earlier = state.earlier if state.folder is None else (state.folder.absolute(), state.progress.epoch)
+    kept_state = replace(state, trained=before, folder=None, earlier=earlier)
+    content = {"recipe": slim, "state": kept_state, "maker": maker}
     try:
         write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=pickling)
     except Exception as error:  # anything may be in a recipe

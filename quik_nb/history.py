@@ -90,11 +90,13 @@ class History:
 
     @classmethod
     def from_jsonl(cls, text: str) -> "History":
-        """The history that `to_jsonl` wrote; a last line that was cut off is passed over."""
+        """The history that `to_jsonl` wrote; a line that was cut while it was written is passed over."""
         history = cls()
-        lines = text.split("\n")
-        for line in lines[:-1]:  # what follows the last newline was cut while it was written
-            values = json.loads(line)
+        for line in text.split("\n"):
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                continue
             if "label" in values:
                 history.marks.append(Mark(**values))
             else:

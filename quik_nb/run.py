@@ -25,6 +25,38 @@ KILLED_SECONDS = 3.0
 """How long workers that were killed may take to be gone, and their state to come home."""
 
 
+class Interrupts:
+    """Hears interrupts, so that one which comes while a run is still being prepared is not lost, and loses nothing.
+
+    Signals are handled in the main thread only; elsewhere nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.act: Callable[[int], None] = self._give_up
+        """called with the number of each interrupt, 1 for the first"""
+
+    def _give_up(self, count: int) -> None:
+        if count > 1:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.act(self.count)
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Within it, interrupts are counted and acted upon."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: Any = signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
 class Run:
     """The handle of one training, as `session.train()` returns it.
 
@@ -143,18 +175,26 @@ class Run:
 
     # ------------------------------------------------------------------ the loop
 
-    def foreground(self) -> None:
+    def discard(self) -> None:
+        """Let go of a run that never began."""
+        if self._launch is not None:
+            self._launch.close()
+            self._launch = None
+
+    def foreground(self, interrupts: Interrupts) -> None:
         """Consume the run here. The first interrupt stops it at a step boundary, a second one at once."""
         __tracebackhide__ = True
-        with interruptible(self._interrupted) as interrupted:
-            self.state = "running"
-            self._consume()
+        interrupts.act = self._interrupted
+        if interrupts.count:
+            self.stop()
+        self.state = "running"
+        self._consume()
         error = self.error
         if error is not None and any(isinstance(e, WorkerError) for e in (error, error.__cause__)):
             raise error.with_traceback(None)  # the worker's own frames stand in its message; ours tell nothing
         if error is not None:
             raise error
-        if interrupted():
+        if interrupts.count:
             raise KeyboardInterrupt("the training was stopped; its rows, weights and state are kept") from None
 
     def background(self) -> None:
@@ -195,9 +235,11 @@ class Run:
             self._tell(self._end)
 
     def _bring_home(self, launch: Launch) -> None:
-        for event in launch.close():
-            self._history.record(event)
-        self._settle(launch.outcome())
+        try:
+            for event in launch.close():
+                self._history.record(event)
+        finally:
+            self._settle(launch.outcome())
 
     def _close_views(self) -> None:
         with self._drawing:
@@ -245,26 +287,3 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.state}: {self._history!r})"
-
-
-@contextmanager
-def interruptible(act: Callable[[int], None]) -> Iterator[Callable[[], bool]]:
-    """Within it, an interrupt calls `act` with its number, 1 for the first; gives whether one came.
-
-    Signals are handled in the main thread only; elsewhere nothing changes.
-    """
-    count = 0
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal count
-        count += 1
-        act(count)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before: Any = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: count > 0
-    finally:
-        signal.signal(signal.SIGINT, before)

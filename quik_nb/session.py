@@ -29,7 +29,7 @@ from quik_nb.placement import Machine, Placement, Request, place
 from quik_nb.rates import RateTest
 from quik_nb.recipe import Recipe
 from quik_nb.report import Report, report
-from quik_nb.run import Run
+from quik_nb.run import Interrupts, Run
 from quik_nb.settings import Settings
 from quik_nb.sources import SPLITS, Source, as_source
 from quik_nb.state import State
@@ -152,15 +152,22 @@ class QuikSession(Steps):
         recipe = replace(self._recipe, settings=settings)
         recipe.check()
         request = Request(settings.processes, settings.device, settings.start_method, background)
-        run = self._start(recipe, place(request, Machine.detect()), loop)
-        leaves = background and not waits_for_cells()
-        view, _ = choose(settings.view, self._state.history, run if leaves else None, settings.name)
-        run.attach(view)
-        if leaves:
-            _BACKGROUND.add(run)
-            run.background()
-        else:
-            run.foreground()
+        placement = place(request, Machine.detect())
+        interrupts = Interrupts()
+        with interrupts.heard():
+            run = self._start(recipe, placement, loop)
+            leaves = background and not waits_for_cells()
+            try:
+                view, _ = choose(settings.view, self._state.history, run if leaves else None, settings.name)
+                run.attach(view)
+            except BaseException:
+                run.discard()
+                raise
+            if leaves:
+                _BACKGROUND.add(run)
+                run.background()
+            else:
+                run.foreground(interrupts)
         return run
 
     def _start(self, recipe: Recipe, placement: Placement, loop: Callable[[Any], Any] | None) -> Run:
@@ -452,7 +459,6 @@ class QuikSession(Steps):
         session._recipe = saved.recipe
         session._state = State(saved.history, saved.progress, saved.recipe, saved.original, where)
         load_into(session.model, saved.weights, str(where))
-        session._state.stamp(session._files)
         return session
 
     def save(self, path: str | Path) -> Path:

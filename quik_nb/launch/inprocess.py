@@ -30,7 +30,7 @@ class InProcess:
         self.controls = Controls()
         self.trainer: Trainer | None = None
         self._kept = Snapshot(self.model.state_dict(), job.progress).copy()
-        self._finished = False
+        self._finished = self._saving = False
 
     def drive(self, take: Callable[[Event], None]) -> None:
         """Train, and hand out the events as they come up."""
@@ -39,23 +39,15 @@ class InProcess:
         try:
             with rng.preserved(), modes.kept(self.model):
                 self.trainer = Trainer(self.job, World(device=self.device), self.controls, self._keep)
-                if self.saver is None:
-                    self._train(self.trainer, take)
-                else:
-                    self._train_and_save(self.trainer, self.saver, take)
+                if self.saver is not None:
+                    self.saver.begin(self.trainer)
+                    self._saving = True
+                self._train(self.trainer, take)
             self._finished = True
         finally:
             if self.trainer is not None:
                 self.trainer.release()
             self.model.to(home)
-
-    def _train_and_save(self, trainer: Trainer, saver: Saver, take: Callable[[Event], None]) -> None:
-        __tracebackhide__ = True
-        saver.begin(trainer)
-        try:
-            self._train(trainer, take)
-        finally:
-            saver.close(self._kept)
 
     def _train(self, trainer: Trainer, take: Callable[[Event], None]) -> None:
         __tracebackhide__ = True
@@ -74,10 +66,12 @@ class InProcess:
         """Nothing: it ends with its process."""
 
     def close(self) -> list[Event]:
-        """A training that did not come to its end goes back to its last row."""
+        """A training that did not come to its end goes back to its last row; files that wait are written."""
         self.model.zero_grad()
         if not self._finished:
             self.model.load_state_dict(self._kept.weights)
+        if self._saving and self.saver is not None:
+            self.saver.close(self._kept)
         return []
 
     def peek(self) -> None:

@@ -24,9 +24,8 @@ from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_
 from quik_nb.launch.server import apart, context, hidden_main
 from quik_nb.launch.worker import DONE, Errand, work
 from quik_nb.placement import Placement
-from quik_nb.training.checkpoint import stamp
 from quik_nb.training.controls import SharedControls
-from quik_nb.training.saver import CHECKPOINT, Saver, read_checkpoint
+from quik_nb.training.saver import Saver, read_checkpoint, stamp
 from quik_nb.training.snapshot import Snapshot
 from quik_nb.training.trainer import Job
 
@@ -50,7 +49,7 @@ class Workers:
         self.controls = SharedControls(self.folder / "controls", create=True)
         self.saver = saver or Saver(self.folder)
         self.saver.every_epoch = True
-        self._before = self._checkpoint_stamp()
+        self._before = stamp(self.saver.folder)
         self._processes: list[BaseProcess] = []
         self._homes: dict[Connection, int] = {}
         self._outcome: Snapshot | None = None
@@ -234,13 +233,9 @@ class Workers:
 
     def peek(self) -> Snapshot | None:
         """The state of the last row so far."""
-        if self._outcome is not None or self._checkpoint_stamp() in (None, self._before):
+        if self._outcome is not None or stamp(self.saver.folder) in (None, self._before):
             return self._outcome
         return read_checkpoint(self.saver.folder)
-
-    def _checkpoint_stamp(self) -> tuple[int, int] | None:
-        path = self.saver.folder / CHECKPOINT
-        return stamp(path) if path.exists() else None
 
     def outcome(self) -> Snapshot | None:
         """The state of the last row; None where no row was finished."""

@@ -1,13 +1,15 @@
 """Files: their names, atomic writes, safe reads.
 
-Weights are saved under the names that their users already have (`data/state_dict_e3_20210101.pt`); beside them stands
-one folder per training with its history and the checkpoint from which it can go on.
+Each training has a folder of its own, with the weights of its epochs, its history and the checkpoint from which it can
+go on. The weights stand under the names that their users already have as well (`data/state_dict_e3_20210101.pt`): a
+second name of the same file, which the next training of that date takes over without touching what is in the folder.
 
 A write goes to a temporary file that then takes the final name, so a reader sees the old file or the new one, never a
 half. There is no fsync: it guards against a power cut, not a killed process, and would cost more than a short epoch.
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ from quik_nb.errors import CheckpointError
 from quik_nb.training.nested import mapped
 
 StateDict = Mapping[str, Any]
+
+CHECKPOINT_PARTS = {"model", "progress", "row"}
+"""What lies in the checkpoint of a run folder."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,25 @@ class Files:
         """The weights after an epoch, or "orig" for those before the first."""
         return self.folder / f"state_dict_e{epoch}_{self.date}.pt"
 
-    def model(self) -> Path:
-        """The whole model."""
-        return self.folder / f"model_{self.date}.pt"
+
+def weights_in(folder: Path, epoch: int) -> Path:
+    """The weights after an epoch in the folder of their training."""
+    return folder / f"state_dict_e{epoch}.pt"
+
+
+def share(path: Path, name: Path) -> None:
+    """Give a file a second name, in place of whatever stands there; a copy where the file system has no links."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copy2(path, name)
+
+
+def is_shared(path: Path, name: Path) -> bool:
+    """Whether a name is still that of this file, or of its copy."""
+    return path.exists() and name.exists() and _stamp(path) == _stamp(name)
 
 
 def write(value: Any, path: Path, **how: Any) -> None:
@@ -60,8 +81,7 @@ def write(value: Any, path: Path, **how: Any) -> None:
         raise
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """What tells whether a file is still the one that was written: its size and time."""
+def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -73,6 +93,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, or holds something else.
     """
     value = read(path)
+    if isinstance(value, dict) and set(value) == CHECKPOINT_PARTS:
+        value = value["model"]
     if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
         raise CheckpointError(
             f"{path.name} holds a {type(value).__name__} that is no state_dict: "
@@ -81,8 +103,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return value
 
 
-def read(path: Path) -> Any:
-    """What a file holds, on the CPU, by torch's safe loader.
+def read(path: Path, trusted: bool = False) -> Any:
+    """What a file holds, on the CPU.
+
+    Args:
+        path: of the file.
+        trusted: read any object, which may run code; by itself torch's safe loader takes tensors and plain values.
 
     Raises:
         CheckpointError: the file is missing or damaged, or would run code when it is read.
@@ -94,7 +120,7 @@ def read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]}); "

@@ -4,6 +4,7 @@
 Both are written once, when a training begins. Reading them runs the code in them: only folders that the user names.
 """
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,10 +63,11 @@ def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples
 
 
 def write_history(history: History, folder: Path) -> None:
-    """Write the rows that came before, where a training goes on in a new folder."""
-    if len(history):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / HISTORY).write_text(history.to_jsonl())
+    """Write the whole history in one go; a training appends its rows to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{HISTORY}.{os.getpid()}"
+    part.write_text(history.to_jsonl())
+    part.replace(folder / HISTORY)
 
 
 def size(recipe: Recipe) -> int:
@@ -98,7 +100,7 @@ def read_session(folder: Path) -> Saved:
     Raises:
         CheckpointError: something of it is missing or damaged.
     """
-    weights, progress, _ = read_checkpoint(folder)
+    weights, progress, row = read_checkpoint(folder)
     try:
         kept = torch.load(folder / RECIPE, map_location="cpu", weights_only=False)
         there = (folder / SAMPLES).exists()
@@ -108,7 +110,9 @@ def read_session(folder: Path) -> Saved:
             f"{folder} has weights, and no recipe that can be read ({type(error).__name__}: {error}): put the session "
             f"together anew and take the weights with add_model(model, state_dict='{folder / CHECKPOINT}')."
         ) from error
-    history = History.from_jsonl((folder / HISTORY).read_text())
+    history = History.from_jsonl((folder / HISTORY).read_text() if (folder / HISTORY).exists() else "")
     last = progress.epoch + (progress.step > 0)
     history.rows = [row for row in history.rows if row.epoch < last]
+    if row is not None:  # its line may have been cut while it was written
+        history.add(row)
     return Saved(replace(kept["recipe"], **sources), weights, progress, history, kept["original"])

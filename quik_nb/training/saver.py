@@ -3,13 +3,17 @@
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from quik_nb import pickling
 from quik_nb.errors import CheckpointError
 from quik_nb.events import Mark, Row
 from quik_nb.history import History, score
-from quik_nb.training.checkpoint import Files, read, write
+from quik_nb.training.checkpoint import Files, is_shared, read, share, weights_in, write
 from quik_nb.training.snapshot import Progress, Snapshot
 from quik_nb.training.trainer import Trainer
+
+Weights = dict[str, Any]
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
@@ -32,9 +36,9 @@ class Saver:
     """
 
     folder: Path
-    """the run folder: history and checkpoint"""
+    """the run folder: weights, history and checkpoint"""
     files: Files | None = None
-    """the names under which the weights of each epoch are saved; None for the checkpoint alone"""
+    """the names by date, under which the weights of each epoch stand too; None for the checkpoint alone"""
     keep: int | str | None = None
     """number of newest epochs whose weights stay, beside the best; "best:3" for the best three; None for all"""
     at_once: bool = False
@@ -45,7 +49,7 @@ class Saver:
     """epochs whose weights are there, the oldest first"""
     scores: dict[int, float] = field(default_factory=dict)
     """by epoch: what it is judged by, lower is better"""
-    _waiting: list[Snapshot] = field(default_factory=list)
+    _waiting: list[tuple[Row, Weights]] = field(default_factory=list)
     _lines: str = ""
     """of the history, that wait as well"""
     _files_due: float = 0.0
@@ -75,7 +79,8 @@ class Saver:
         row = kept.row
         assert row is not None  # this is called at the end of a row
         if self.files is not None:
-            self._waiting.append(kept)
+            if row.share == 1.0:
+                self._waiting.append((row, kept.weights))
             self._lines += History([row], marks).to_jsonl()
             marks.clear()
         now = time.monotonic()
@@ -86,14 +91,15 @@ class Saver:
             self._checkpoint(kept)
 
     def flush(self) -> None:
-        """Write what waits."""
-        if self.files is not None:
-            while self._waiting:
-                self._write_weights(self._waiting[0], self.files)
-                del self._waiting[0]  # once it is there: what failed is tried again at the end
+        """Write what waits; what cannot be written goes on waiting."""
+        while self._waiting:
+            row, weights = self._waiting[0]
+            self._write_weights(row, weights)
+            del self._waiting[0]
+        if self._lines:
             with (self.folder / HISTORY).open("a") as file:
                 file.write(self._lines)
-        self._lines = ""
+            self._lines = ""
         self._files_due = time.monotonic() + BEHIND_SECONDS
 
     def close(self, last: Snapshot) -> None:
@@ -103,20 +109,25 @@ class Saver:
             self._checkpoint(last)
 
     def _waiting_bytes(self) -> int:
-        return sum(w.nbytes for kept in self._waiting for w in kept.weights.values() if hasattr(w, "nbytes"))
+        return sum(w.nbytes for _, weights in self._waiting for w in weights.values() if hasattr(w, "nbytes"))
 
-    def _write_weights(self, kept: Snapshot, files: Files) -> None:
-        row = kept.row
-        if row is None or row.share < 1.0:
-            return
-        path = files.weights(row.epoch)
-        path.unlink(missing_ok=True)  # ext4 flushes a file that is renamed over another, at the cost of a second write
-        write(kept.weights, path)
-        self.written.append(row.epoch)
+    def _write_weights(self, row: Row, weights: Weights) -> None:
+        assert self.files is not None  # else nothing waits
+        path = weights_in(self.folder, row.epoch)
+        write(weights, path)
+        share(path, self.files.weights(row.epoch))
+        if row.epoch not in self.written:
+            self.written.append(row.epoch)
         self.scores[row.epoch] = score(row)
         for old in self._surplus():
-            files.weights(old).unlink(missing_ok=True)
-            self.written.remove(old)
+            self._remove(old, self.files)
+
+    def _remove(self, epoch: int, files: Files) -> None:
+        path, name = weights_in(self.folder, epoch), files.weights(epoch)
+        if is_shared(path, name):  # else it is another training's by now
+            name.unlink()
+        path.unlink(missing_ok=True)
+        self.written.remove(epoch)
 
     def _surplus(self) -> list[int]:
         """The epochs whose weights are to go."""
@@ -137,18 +148,28 @@ class Saver:
 
 def write_checkpoint(folder: Path, kept: Snapshot) -> None:
     """Write weights, progress and the last row as one file that a training can go on from."""
-    state = {name: getattr(kept.progress, name) for name in Progress.__dataclass_fields__}
-    write({"model": kept.weights, "progress": state, "row": kept.row and asdict(kept.row)}, folder / CHECKPOINT)
+    progress = {name: getattr(kept.progress, name) for name in Progress.__dataclass_fields__}
+    state = {"model": kept.weights, "progress": progress, "row": kept.row and asdict(kept.row)}
+    write(state, folder / CHECKPOINT, pickle_module=pickling)
 
 
 def read_checkpoint(folder: Path) -> Snapshot:
-    """Weights, progress and last row of a run folder.
+    """Weights, progress and last row of a run folder; a scheduler's state may be any object, so reading may run code.
 
     Raises:
         CheckpointError: there is no whole checkpoint there.
     """
-    state = read(folder / CHECKPOINT)
+    state = read(folder / CHECKPOINT, trusted=True)
     try:
         return Snapshot(state["model"], Progress(**state["progress"]), state["row"] and Row(**state["row"]))
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is no checkpoint of this version of quik_nb: {error}.") from error
+
+
+def stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells whether the checkpoint of a folder is still the one that it was; None where there is none."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

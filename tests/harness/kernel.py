@@ -5,6 +5,7 @@ is gone. What is not here: front ends (see `lab`) and the contents of widgets be
 """
 
 import os
+import queue
 import re
 import signal
 import time
@@ -100,7 +101,8 @@ class Cell:
         while not self.idle:
             self._receive(deadline, "the cell was still running")
         result = self.so_far
-        self.kernel.client.get_shell_msg(timeout=5)
+        with suppress(queue.Empty):  # an interrupt may hit the kernel between the end of a cell and its reply
+            self.kernel.client.get_shell_msg(timeout=5)
         return result
 
     @property

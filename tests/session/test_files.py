@@ -198,18 +198,68 @@ def test_files_of_another_session_are_not_taken_for_ones_own(tmp_path: Path) -> 
         session.load_epoch(1)
 
 
-def test_a_file_that_another_session_has_overwritten(tmp_path: Path) -> None:
-    """When two sessions save to one place, the first one says so instead of loading the other's weights."""
-    first, second = saving(tmp_path), saving(tmp_path, lr=0.5)
+def test_two_sessions_in_one_place_keep_their_weights(tmp_path: Path) -> None:
+    """The files by date are those of the last training; each session loads its own, and `keep` removes its own only."""
+    first, second = saving(tmp_path), saving(tmp_path, lr=0.5, epochs=2)
     first.train()
-    time.sleep(0.01)
-    second.train()
     held = weights(first.model)
-    with pytest.raises(CheckpointError, match="overwritten since this session saved it"):
-        first.load_epoch(0)
+    second.train()
+    by_date = torch.load(tmp_path / "data" / f"state_dict_e1_{DATE}.pt")
 
-    assert 0.0 == distance(held, first.model)
-    second.load_epoch(0)
+    assert 0.0 == distance(second.model, by_date)
+    assert 0.0 == distance(second.model, second.load_epoch(1).model)
+    assert 0.0 == distance(held, first.load_epoch(2).model)
+    second.train(2, keep=1)
+    assert 0.0 == distance(held, first.load_epoch(2).model)
+
+
+def test_weights_are_on_the_disk_once(tmp_path: Path) -> None:
+    """The file by date and that in the training's folder are one file with two names."""
+    session = saving(tmp_path, epochs=1)
+    session.train()
+    assert session.folder is not None
+
+    assert os.path.samefile(session.folder / "state_dict_e0.pt", tmp_path / "data" / f"state_dict_e0_{DATE}.pt")
+
+
+def test_without_links_there_are_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that has no links, both places have the weights, and `keep` removes both."""
+
+    def no_links(*places: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", no_links)
+    session = saving(tmp_path, keep=1, lr=0.01)
+    session.train()
+
+    assert set(names(tmp_path)) == {f"state_dict_e{epoch}" for epoch in session._state.saved()} | {"state_dict_eorig"}
+    assert 2 in session._state.saved()
+    assert len(session._state.saved()) < 3 or session.history["valid_loss"].idxmin() != 2
+
+
+def test_a_write_that_fails_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk ends the training with its error; others' files stay, and the record has no gap later."""
+    saving(tmp_path).train()
+    session = saving(tmp_path, lr=0.5).on("epoch_end", lambda event: None)
+
+    def full(value: Any, path: Path, **how: Any) -> None:
+        if path.name == "state_dict_e1.pt":
+            raise OSError(28, "No space left on device")
+        write(value, path, **how)
+
+    monkeypatch.setattr("quik_nb.training.saver.write", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        session.train()
+    others = torch.load(tmp_path / "data" / f"state_dict_e1_{DATE}.pt")
+    monkeypatch.undo()
+    after = session._state.history.rows[-1].epoch
+    session.train(2)
+    resumed = QuikSession.resume(session.folder)
+
+    assert "No space left" in caught.value.__notes__[0]  # it was tried once more at the end
+    assert others["0.weight"].shape == session.model[0].weight.shape  # type: ignore[index]
+    assert list(range(after + 3)) == session.history["epoch"].tolist()
+    assert session.history.equals(resumed.history)
 
 
 def spoil_by_cutting(path: Path) -> None:

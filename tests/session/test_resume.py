@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from harness.plain import classes, distance, network, quiet, regression
@@ -76,3 +77,60 @@ def test_weights_of_classes_go_on(tmp_path: Path) -> None:
     resumed.train(1)
 
     assert losses(session) == losses(resumed)
+
+
+def test_calls_that_save_nothing_leave_no_gap(tmp_path: Path) -> None:
+    """The rows of a call with `save=False` are in the folder as soon as a later call saves again."""
+    session = saving(tmp_path)
+    session.train(1)
+    session.train(1, save=False)
+    session.train(1)
+    resumed = QuikSession.resume(session.folder)
+
+    assert session.history.equals(resumed.history)
+    assert [0, 2] == list(resumed._state.saved())
+
+
+@pytest.mark.parametrize("torn", ['{"epoch": 2, "train_l', "\x00\x00", '{"epoch": 2, "tr{"epoch": 3}\n'])
+def test_a_line_that_was_cut_is_mended(tmp_path: Path, torn: str) -> None:
+    """A row that was cut while it was written costs neither the resumed training nor the one after it."""
+    session = saving(tmp_path)
+    session.train(2)
+    assert session.folder is not None
+    with (session.folder / "history.jsonl").open("a") as file:
+        file.write(torn)
+    resumed = QuikSession.resume(session.folder)
+    resumed.train(1, view=False)
+    again = QuikSession.resume(session.folder)
+
+    assert [0, 1, 2] == again.history["epoch"].tolist()
+    assert resumed.history.equals(again.history)
+
+
+def test_its_own_weights_are_loaded_whatever_lies_beside(tmp_path: Path) -> None:
+    """A resumed session loads the epochs of its folder, also after others trained in that place on another day."""
+    session = saving(tmp_path)
+    session.train()
+    best = session.load_best().model.state_dict()
+    saving(tmp_path, seed=7).train()
+    for path in (tmp_path / "data").glob("state_dict_e*"):
+        path.unlink()
+
+    assert 0.0 == distance(best, QuikSession.resume(session.folder).load_best().model)
+
+
+def test_state_of_any_kind_comes_home(tmp_path: Path) -> None:
+    """A scheduler with objects and NumPy's numbers in its state trains in workers, and is resumed."""
+
+    class Noting(lr_scheduler.LambdaLR):
+        def __init__(self, optimizer: optim.Optimizer) -> None:
+            self.note = {"rates": np.ones(2), "path": tmp_path}
+            super().__init__(optimizer, lambda step: np.float64(0.5) ** step)
+
+    session = saving(tmp_path).set_scheduler(Noting)
+    session.train(1, processes=2)
+    resumed = QuikSession.resume(session.folder)
+    resumed.train(1, view=False)
+
+    assert [1e-3, 5e-4] == pytest.approx(resumed.history["lr"].tolist(), abs=1e-3)
+    assert "finished" == session.runs["state"].iloc[-1]
