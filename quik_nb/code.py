@@ -19,7 +19,6 @@ from quik_nb.sources import SPLITS, Samples, Source, Stream, Tensors
 from quik_nb.summary import describe_source, steps_per_epoch
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.checkpoint import Files, write
-from quik_nb.training.data import EVAL_BYTES
 from quik_nb.training.step import Labels
 
 SCRIPT = "train.py"
@@ -359,10 +358,8 @@ class Script:
     # ------------------------------------------------------------------ validation
 
     def _validate(self) -> str:
-        valid, settings = self.recipe.valid, self.settings
-        size = self._batch_size(valid)
-        if isinstance(valid, Tensors):
-            size = max(settings.batch_size, EVAL_BYTES // valid.row_bytes)
+        size = self._batch_size(self.recipe.valid)
+        size_word = "BATCH_SIZE" if size == self._batch_size(self.train) else str(size)
         lines = ["net.eval()", "total, count = 0.0, 0"]
         metrics = self._metrics()
         lines += ["outputs, targets = [], []"] if metrics else []
@@ -371,7 +368,7 @@ class Script:
         if metrics:
             target = f"batch[{self._label!r}]" if getattr(self.train, "names", None) else "batch[-1]"
             inner += ["outputs.append(output)", f"targets.append({target})"]
-        lines += [*self._walk("valid", f"torch.arange({self._length('valid')})", str(size)), *_indented(inner)]
+        lines += [*self._walk("valid", f"torch.arange({self._length('valid')})", size_word), *_indented(inner)]
         lines.append('values = {"valid_loss": total / count}')
         if metrics:
             lines.append("outputs, targets = torch.cat(outputs), torch.cat(targets)")

@@ -12,7 +12,7 @@ from quik_nb.history import History
 from quik_nb.recipe import Recipe
 from quik_nb.sources import Samples, Source, Stream, Tensors
 from quik_nb.training.build import optimizer_keywords
-from quik_nb.training.data import SampleBatches, StreamBatches
+from quik_nb.training.loaders import SampleBatches, StreamBatches
 from quik_nb.training.world import World
 
 

@@ -37,7 +37,7 @@ class InProcess:
         __tracebackhide__ = True
         home = next(self.model.parameters()).device
         try:
-            with rng.preserved(), modes.kept(self.model):
+            with rng.preserved(self.device), modes.kept(self.model):
                 self.trainer = Trainer(self.job, World(device=self.device), self.controls, self._keep)
                 if self.saver is not None:
                     self.saver.begin(self.trainer)

@@ -18,7 +18,7 @@ from quik_nb.events import Printed
 from quik_nb.launch.bundle import read_job
 from quik_nb.launch.failure import capture
 from quik_nb.launch.server import keep_sockets_in
-from quik_nb.training.controls import SharedControls
+from quik_nb.training.controls import AHEAD, SharedControls
 from quik_nb.training.own_loop import run_own
 from quik_nb.training.saver import Saver
 from quik_nb.training.trainer import Job, Trainer
@@ -43,7 +43,7 @@ class Errand:
     prints: bool
     """whether what this rank prints is sent home"""
     environment: dict[str, str] = field(default_factory=dict)
-    """environment variables that were set in the parent since the server started"""
+    """the environment variables of the parent, which may have changed since the server started"""
     job: Job | None = None
     """the job itself, where the worker is a plain fork"""
 
@@ -74,6 +74,7 @@ def work(errand: Errand, home: Connection) -> None:
 
 
 def _settle_in(errand: Errand, post: "Post") -> None:
+    os.environ.clear()
     os.environ.update(errand.environment)
     keep_sockets_in(errand.folder)
     if sys.platform == "linux":  # for the processes of a DataLoader: what came by value cannot be pickled a second time
@@ -99,7 +100,8 @@ def _train(errand: Errand, post: "Post") -> None:
     size = len(errand.devices)
     device = errand.devices[errand.rank]
     world = join(errand.rank, size, device, errand.backend, errand.folder / "meeting", errand.timeout)
-    trainer = Trainer(job, world, SharedControls(errand.controls, errand.rank), errand.saver)
+    controls = SharedControls(errand.controls, errand.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
+    trainer = Trainer(job, world, controls, errand.saver)
     if world.is_logger:
         errand.saver.begin(trainer)
     tell = post.send if world.is_logger else ignore

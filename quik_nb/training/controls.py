@@ -5,7 +5,8 @@ shared file (`SharedControls`), so that all ranks follow at the same step withou
 
 rank 0 takes up a request at the top of step s and notes "from step s+1 on". The gradients of step s are averaged over
 all ranks after that, so whoever stands at the top of step s+1 has waited for rank 0's part of step s, which was sent
-after the note: every rank sees it there, and none obeys it earlier.
+after the note: every rank sees it there, and none obeys it earlier. With GPUs the hosts run ahead of the averaging;
+they wait for that of `AHEAD` steps before (`Trainer._keep_pace`), and the note says "from step s+AHEAD on".
 """
 
 import mmap
@@ -14,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 NEVER = 2**62
+AHEAD = 4
+"""How many steps a rank with a GPU may be ahead of what the GPUs have done together."""
 POLL_SECONDS = 0.05
 """How often a paused rank looks whether it may go on."""
 
@@ -86,7 +89,8 @@ class SharedControls:
 
     SIZE = 128
 
-    def __init__(self, path: Path, rank: int | None = None, create: bool = False) -> None:
+    def __init__(self, path: Path, rank: int | None = None, create: bool = False, ahead: int = 1) -> None:
+        self.ahead = ahead
         if create:
             path.write_bytes(b"\0" * self.SIZE)
         with path.open("r+b") as file:
@@ -159,16 +163,16 @@ class SharedControls:
     def _agree(self, step: int) -> None:
         words = self.words
         if words[STOP] and words[STOP_AT] == NEVER:  # in a pause all ranks look here, at this very step
-            words[STOP_AT] = step if words[PAUSE_AT] <= step else step + 1
+            words[STOP_AT] = step if words[PAUSE_AT] <= step else step + self.ahead
         if not words[PAUSE]:
             words[PAUSE_AT] = NEVER
         elif words[PAUSE_AT] == NEVER:
-            words[PAUSE_AT] = step + 1
+            words[PAUSE_AT] = step + self.ahead
         if words[KEEP]:
-            words[KEEP], words[KEEP_AT] = 0, step + 1
+            words[KEEP], words[KEEP_AT] = 0, step + self.ahead
         asked = words[RATES]  # one at a time: all have the last before the next
         if asked > words[AGREED_RATES] and (words[RATE_AT] == NEVER or step > words[RATE_AT]):
-            self.rates[AGREED_RATE], words[RATE_AT] = self.rates[RATE], step + 1
+            self.rates[AGREED_RATE], words[RATE_AT] = self.rates[RATE], step + self.ahead
             words[AGREED_RATES] = asked
 
 

@@ -1,7 +1,7 @@
 """A pass over a split without training: its exact loss and metrics over all ranks, or the outputs in order."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +10,11 @@ from torch import nn
 from quik_nb.recipe import Recipe
 from quik_nb.sources import Source, Tensors
 from quik_nb.training import rng
+from quik_nb.training.batch import Batch, Batches, bytes_of, to_device
 from quik_nb.training.build import resolve_precision
-from quik_nb.training.data import Batch, eval_batches, to_device
+from quik_nb.training.data import pass_batches
+from quik_nb.training.in_memory import TensorPass
+from quik_nb.training.loaders import StreamBatches
 from quik_nb.training.metrics import MetricSet, detached, exact, join
 from quik_nb.training.modes import evaluating
 from quik_nb.training.step import Step, main_output, split_batch
@@ -39,16 +42,22 @@ class Evaluation:
         self.sum = torch.zeros((), dtype=exact(world.device), device=world.device)
         self.count = torch.zeros_like(self.sum)
 
-    def over(self, source: Source) -> Iterator[tuple[int, int | None]]:
-        """Walk the split; yields (batches done, batches in all or None)."""
-        batches = eval_batches(source, self.recipe.settings.batch_size, self.world)
+    def over(self, batches: Batches) -> Iterator[tuple[int, int | None]]:
+        """Walk the split; yields (batches done, batches in all or None), and ends early where it is cut."""
+        in_step = isinstance(batches, StreamBatches) and self.world.is_ddp
+        if isinstance(batches, StreamBatches):
+            batches.leave = lambda: self.cut  # ranks that read a stream in step must leave it in step
         with evaluating(self.model):
             for done, batch in enumerate(batches.epoch(self.recipe.settings.seed, 0), start=1):
                 if batch.samples:
-                    self._take(batch)
+                    outputs = self._take(batch)
+                    if done == 1 and outputs is not None:
+                        grow(batches, batch, outputs)
                 yield done, batches.steps
+                if self.cut and not in_step:
+                    return
 
-    def _take(self, batch: Batch) -> None:
+    def _take(self, batch: Batch) -> Any:
         with self.autocast():
             result = self.step(self.model, batch.data)
         count = batch.samples if result.counted is None else result.counted
@@ -56,6 +65,7 @@ class Evaluation:
         self.count += count
         if self.metrics.names and result.outputs is not None:
             self.metrics.update(result.outputs, result.target)
+        return result.outputs
 
     def loss(self) -> float | None:
         """The mean loss over the samples of all ranks (all ranks participate); None if any of them was cut."""
@@ -66,9 +76,9 @@ class Evaluation:
 
 def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, float]:
     """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
-    with _on(recipe, device) as (model, world, autocast):
-        evaluation = Evaluation(recipe, model, Step(recipe, device), world, autocast)
-        for _ in evaluation.over(source):
+    with _on(recipe, device) as (model, world, autocast), closing(Step(recipe, device)) as step:
+        evaluation = Evaluation(recipe, model, step, world, autocast)
+        for _ in evaluation.over(pass_batches(source, recipe.settings, world)):
             pass
         loss = evaluation.loss()
         return {"loss": float("nan") if loss is None else loss, **evaluation.metrics.compute()}
@@ -80,12 +90,21 @@ def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
     width = len(train.tensors) if isinstance(train, Tensors) and train.names is None else None
     parts = []
     with _on(recipe, device) as (model, world, autocast), evaluating(model):
-        for batch in eval_batches(source, recipe.settings.batch_size, world).epoch(recipe.settings.seed, 0):
+        batches = pass_batches(source, recipe.settings, world)
+        for batch in batches.epoch(recipe.settings.seed, 0):
             inputs = model_inputs(batch.data, width)
             with autocast():
-                outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
-            parts.append(to_device(detached(main_output(outputs)), torch.device("cpu")))
+                outputs = main_output(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
+            parts.append(to_device(detached(outputs), torch.device("cpu")))
+            if len(parts) == 1:
+                grow(batches, batch, outputs)
     return join(parts)
+
+
+def grow(batches: Batches, batch: Batch, outputs: Any) -> None:
+    """Once the outputs of a batch are known, take as many rows at once as fit in memory with theirs."""
+    if isinstance(batches, TensorPass):
+        batches.fit(bytes_of(outputs) // batch.samples)
 
 
 @contextmanager
@@ -95,7 +114,7 @@ def _on(recipe: Recipe, device: torch.device) -> Iterator[tuple[nn.Module, World
     home = next((p.device for p in recipe.model.parameters()), device)
     dtype = resolve_precision(recipe.settings.precision, device)
     try:
-        with rng.preserved():
+        with rng.preserved(device):
             yield recipe.model.to(device), World(device=device), lambda: autocast(device, dtype)
     finally:
         recipe.model.to(home)

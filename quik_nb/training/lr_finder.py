@@ -46,7 +46,7 @@ def range_test(recipe: Recipe, device: torch.device, start: float, end: float, s
     bare = replace(recipe, settings=settings, scheduler=None, valid=None, metrics={})
     assert bare.model is not None  # Recipe.check has seen to it
     points: list[Point] = []
-    with rng.preserved(), as_before(bare.model):
+    with rng.preserved(device), as_before(bare.model):
         trainer = Trainer(Job(bare, steps, "the learning-rate finder"), World(device=device))
         try:
             with suppress(DivergenceError):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quik_nb.errors import RecipeError
-from quik_nb.training.data import to_device
+from quik_nb.training.batch import to_device
 from quik_nb.training.nested import mapped, rebuilt
 from quik_nb.training.world import World
 
@@ -37,6 +37,7 @@ class LossMeter:
         self.smoothed = float("nan")
         self.bad: int | None = None
         """number of the first loss that was NaN or infinite, counted from 0"""
+        self.bad_in_a_row = 0
         self._average, self._steps = 0.0, 0
         self._losses: list[Tensor] = []
         self._counts: list[int] | list[Tensor] = []
@@ -67,7 +68,8 @@ class LossMeter:
 
     def _take(self, loss: float, count: float) -> None:
         """Into the sum, and into the moving average, which is divided by its total weight (Adam, algorithm 1)."""
-        if self.bad is None and not math.isfinite(loss):
+        self.bad_in_a_row = 0 if math.isfinite(loss) else self.bad_in_a_row + 1
+        if self.bad is None and self.bad_in_a_row:
             self.bad = self._steps
         self.sum += loss * count
         self.count += count

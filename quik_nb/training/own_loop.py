@@ -20,7 +20,6 @@ from torch import Tensor
 
 from quik_nb.events import Event, RunEnd
 from quik_nb.settings import Settings
-from quik_nb.training.data import Batch
 from quik_nb.training.trainer import Stopped, Trainer
 from quik_nb.training.world import World
 
@@ -89,13 +88,9 @@ class Losses:
             loss: the mean over the samples of a batch.
             samples: how many; None for those of the current batch of `loader("train")`, or 1 in a loop without it.
         """
-        trainer = self._trainer
-        if trainer.batch is None or samples is not None:
-            count = 1 if samples is None else samples
-            trainer.batch = Batch(None, count, count)
-        trainer.add_loss(loss.detach())
-        if trainer.batch.data is None:
-            trainer.count_step()
+        self._trainer.add_loss(loss.detach(), samples=samples)
+        if self._trainer.batch is None:  # the loop draws its batches elsewhere, so this is all that tells of a step
+            self._trainer.count_step()
 
 
 def run_own(trainer: Trainer, loop: Callable[[Any], Any], emit: Callable[[Event], None]) -> None:

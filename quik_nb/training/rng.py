@@ -15,33 +15,38 @@ import torch
 State = dict[str, Any]
 
 
-def capture() -> State:
-    """The state of the generators of Python, NumPy and torch (and CUDA, where this process uses it)."""
+def capture(device: torch.device | None = None) -> State:
+    """The state of the generators of Python, NumPy and torch, and of this device."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: State = {
         "python": random.getstate(),
         "numpy": (str(name), torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device is not None and device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device is not None and device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def restore(state: State) -> None:
-    """Put back what `capture` took."""
+def restore(state: State, device: torch.device | None = None) -> None:
+    """Put back what `capture` took; the state of another kind of device is left aside."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if device is not None and device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if device is not None and device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
-def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """A seed for one epoch on one rank; different epochs and ranks give unrelated streams."""
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint32)[0])
+def epoch_seed(seed: int, epoch: int, rank: int = 0, step: int = 0) -> int:
+    """A seed for one epoch on one rank, from a step on; all of them give unrelated streams."""
+    numbers = [seed, epoch, rank, *([step] if step else [])]
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
 
 
 def seed_all(seed: int) -> None:
@@ -52,10 +57,19 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
-    """Whatever is drawn inside, the generators are afterwards as they were before."""
-    state = capture()
+def preserved(device: torch.device | None = None) -> Iterator[None]:
+    """Whatever is drawn inside, the generators, those of all GPUs too, are afterwards as they were before.
+
+    Args:
+        device: what will be drawn on; CUDA is initialised for it now, since until then it has no state to keep.
+    """
+    if device is not None and device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    state = capture(device if device is not None and device.type == "mps" else None)
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        restore(state)
+        restore(state, device)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)

@@ -72,12 +72,21 @@ class Step:
 
     def __init__(self, recipe: Recipe, device: torch.device, source: Source | None = None) -> None:
         self.criterion: Callable[..., Any] | None = recipe.make_criterion()
+        self.home: torch.device | None = None
+        """where the criterion's own tensors lay before"""
         if isinstance(self.criterion, nn.Module):
+            tensors = (*self.criterion.parameters(), *self.criterion.buffers())
+            self.home = next((t.device for t in tensors), None)
             self.criterion.to(device)
         self.own = recipe.step
         self.sums = recipe.reduction == "sum"
         self.labels = Labels.of(self.criterion, source)
         self._checked = False
+
+    def close(self) -> None:
+        """Give the criterion's tensors back to where they lay: it may be an instance of the user's."""
+        if self.home is not None and isinstance(self.criterion, nn.Module):
+            self.criterion.to(self.home)
 
     def __call__(self, model: Callable[..., Any], batch: Any) -> StepResult:
         __tracebackhide__ = True

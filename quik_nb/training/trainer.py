@@ -27,18 +27,22 @@ from quik_nb.errors import DivergenceError, RecipeError
 from quik_nb.events import EpochEnd, Event, Mark, Printed, Row, RunEnd, RunStart, StepEnd
 from quik_nb.history import score
 from quik_nb.recipe import Recipe
-from quik_nb.sources import SPLITS
+from quik_nb.sources import SPLITS, Source
 from quik_nb.training import rng
+from quik_nb.training.batch import Batch
 from quik_nb.training.build import resolve_precision
 from quik_nb.training.compiling import Compiled
-from quik_nb.training.controls import Controls, SharedControls, wait_while_paused
-from quik_nb.training.data import Batch, batches, eval_batches
+from quik_nb.training.controls import AHEAD, Controls, SharedControls, wait_while_paused
+from quik_nb.training.data import batches, pass_batches
 from quik_nb.training.evaluate import Evaluation, autocast
 from quik_nb.training.metrics import LossMeter, MetricSet, detached, exact
 from quik_nb.training.snapshot import Progress, Snapshot
 from quik_nb.training.step import Step
 from quik_nb.training.update import Updater, freeze
 from quik_nb.training.world import World
+
+GIVEN_UP = 20
+"""Losses in a row that are no numbers, after which scaled training has diverged."""
 
 BEAT_SECONDS = 0.1
 """Time between two signs of life within an epoch; reading the smoothed loss waits for the device, so not each step."""
@@ -92,11 +96,20 @@ class Trainer:
         self.controls, self.keep, self.clock = controls or Controls(), keep, clock
         self.model = recipe.model.to(world.device)
         self.model.zero_grad()  # of a backward pass that the user tried by hand
-        self.frozen = freeze(self.model, settings.freeze)
-        self.batches = batches(recipe.train, settings.batch_size, world, shuffle=True, parts=settings.accumulate)
-        self.dtype = resolve_precision(settings.precision, world.device)
         self.step = Step(recipe, world.device, recipe.train)
         self.valid_step = Step(recipe, world.device)
+        self.frozen = freeze(self.model, settings.freeze)
+        try:
+            self._prepare(recipe.train, recipe.valid)
+        except BaseException:
+            self.release()
+            raise
+
+    def _prepare(self, train: Source, valid: Source | None) -> None:
+        job, recipe, settings, world = self.job, self.recipe, self.settings, self.world
+        self.batches = batches(train, settings.batch_size, world, shuffle=True, parts=settings.accumulate)
+        self.valid_batches = None if valid is None else pass_batches(valid, settings, world)
+        self.dtype = resolve_precision(settings.precision, world.device)
         scaled = self.dtype is torch.float16 and world.device.type == "cuda"
         self.updater = Updater(recipe, self.model, world, scaled, self.step.sums)
         self.updater.plan(job.progress, job.epochs, self.batches.steps)
@@ -109,6 +122,8 @@ class Trainer:
         self.row: Row | None = None
         self.marks: list[Mark] = []
         """of what was done to the run, until they are written"""
+        self._passed: deque[torch.cuda.Event] = deque()
+        """of the latest steps: how far the GPU has come"""
         self._load(job.progress)
 
     def _wrap(self, model: nn.Module) -> nn.Module:
@@ -131,7 +146,9 @@ class Trainer:
         if self.world.is_logger:  # the sums are over all ranks, so one rank carries them on
             self.meter.sum += progress.loss_sum
             self.meter.count += progress.loss_count
-        self.best, self.stale = progress.best, progress.stale
+        patience = self.settings.patience
+        ended = patience is not None and progress.stale >= patience  # by patience, and now asked to go on
+        self.best, self.stale = progress.best, 0 if ended else progress.stale
         self.generators = progress.generators
         self.seconds_before = progress.seconds
         self._next_beat = self.clock() + BEAT_SECONDS
@@ -153,6 +170,8 @@ class Trainer:
         """Give back to the model what was taken from it: the gradients of frozen parameters."""
         for parameter in self.frozen:
             parameter.requires_grad_(True)
+        self.step.close()
+        self.valid_step.close()
 
     # ------------------------------------------------------------------ the whole training
 
@@ -192,7 +211,15 @@ class Trainer:
         """Validate and close the epoch, handing on the events that come up meanwhile."""
         __tracebackhide__ = True
         values: dict[str, float] = {}
-        yield from self._validation(values)
+        try:
+            yield from self._validation(values)
+        except DivergenceError:
+            raise
+        except Exception:  # such as of a metric: the epoch is trained, and is not to be lost for it
+            if not self.world.is_ddp:  # where another rank may not have failed, and would be waited for
+                self.keep_partial()
+                yield from self._drain()
+            raise
         self._close_epoch(values)
         yield from self._drain()
 
@@ -209,7 +236,13 @@ class Trainer:
             rng.seed_all(rng.epoch_seed(self.settings.seed, self.epoch, self.world.rank))
             self.started = self.clock() - self.seconds_before
             self.seconds_before = 0.0
-            yield self.epoch
+            now = self.epoch
+            yield now
+            if self.epoch == now:
+                raise RecipeError(
+                    f"The loop went through epoch {now} and did not close it, so it would never end: "
+                    f"call session.end_epoch() after the batches of each epoch."
+                )
 
     def loader(self, split: str = "train") -> Iterator[Any]:
         """This rank's batches of a split, on the device; while training, orders are obeyed and signs of life given."""
@@ -219,10 +252,12 @@ class Trainer:
             return
         walk = self.batches.epoch(self.settings.seed, self.epoch, skip=self.step_in_epoch)
         if self.generators is not None:
-            rng.restore(self.generators[self.world.rank])
+            self._take_up_generators(self.generators)
             self.generators = None
         fresh = True
         while True:
+            if fresh:
+                self._keep_pace()
             if fresh and self.controls.pending and self.step_in_epoch != self.batches.steps:
                 self._obey()  # before the next batch is drawn: what it takes of the random numbers must not be lost
             batch = next(walk, None)
@@ -234,23 +269,44 @@ class Trainer:
             yield batch.data
             fresh = batch.last
             if fresh:
-                self.step_in_epoch += 1
-                self.steps_done += 1
+                self._step_done()
             if self.clock() >= self._next_beat:
                 self._beat()
+
+    def _take_up_generators(self, states: list[rng.State]) -> None:
+        """Go on with this rank's random numbers; with new ones, equally sure, where there were other ranks before."""
+        if len(states) == self.world.world_size:
+            rng.restore(states[self.world.rank], self.world.device)
+        else:
+            rng.seed_all(rng.epoch_seed(self.settings.seed, self.epoch, self.world.rank, self.step_in_epoch))
+
+    def _step_done(self) -> None:
+        self.step_in_epoch += 1
+        self.steps_done += 1
+        if self.world.is_ddp and self.world.device.type == "cuda":
+            self._passed.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
+            self._passed[-1].record()
+
+    def _keep_pace(self) -> None:
+        """Wait until the GPU has done all but the latest steps: what ranks obey is agreed by how far they may be apart.
+
+        A collective of the CPU makes this process wait; one of a GPU makes only the GPU wait.
+        """
+        while len(self._passed) >= AHEAD:
+            self._passed.popleft().synchronize()
 
     def _other(self, split: str) -> Iterator[Any]:
         source = getattr(self.recipe, split, None) if split in SPLITS else None
         if source is None:
             raise RecipeError(f"loader({split!r}): there is no such split; add_data({split}=...) sets one.")
-        for batch in eval_batches(source, self.settings.batch_size, self.world).epoch(self.settings.seed, 0):
+        for batch in pass_batches(source, self.settings, self.world).epoch(self.settings.seed, 0):
             if batch.samples:
                 yield batch.data
 
     def count_step(self) -> None:
         """Count a step of a loop that draws its batches elsewhere, and obey orders there."""
-        self.step_in_epoch += 1
-        self.steps_done += 1
+        self._step_done()
+        self._keep_pace()
         if self.clock() >= self._next_beat:
             self._beat()
         if self.controls.pending:
@@ -267,16 +323,24 @@ class Trainer:
             loss: a mean over the samples, as the criterion gives it.
             count: what it is a mean over, as in `StepResult`; None for the samples.
         """
-        assert self.batch is not None  # there is no loss before a batch
-        self.updater.backward(loss, self.batch, count)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise RecipeError(f"backward takes a loss that is one number in a tensor, and got {got}: pass loss.mean().")
+        self.updater.backward(loss, self.batch or Batch(None, 1, self.world.world_size), count)
 
-    def add_loss(self, loss: Tensor, count: Tensor | None = None) -> None:
-        """Count the loss of the current batch towards the epoch's mean; arguments as for `backward`."""
-        batch = self.batch
-        assert batch is not None
-        if self.step.sums and batch.samples:
-            loss = loss.detach() / batch.samples
-        self.meter.add(loss, batch.samples if count is None else count * (batch.samples > 0))
+    def add_loss(self, loss: Tensor, count: Tensor | None = None, samples: int | None = None) -> None:
+        """Count a loss towards the epoch's mean.
+
+        Args:
+            loss: the mean over the samples of a batch.
+            count: what it is a mean over, as for `backward`.
+            samples: how many; None for those of the current batch, or 1 where there is none.
+        """
+        if samples is None:
+            samples = 1 if self.batch is None else self.batch.samples
+        if self.step.sums and samples:
+            loss = loss.detach() / samples
+        self.meter.add(loss, samples if count is None else count * (samples > 0))
 
     def _obey(self) -> None:
         before = self.clock()
@@ -293,7 +357,8 @@ class Trainer:
             self._keep_within()
 
     def _mark(self, label: str) -> None:
-        self.marks.append(Mark(self.epoch + self.step_in_epoch / (self.batches.steps or 1), label))
+        share = self.step_in_epoch / self.batches.steps if self.batches.steps else 0.5
+        self.marks.append(Mark(self.epoch + share, label))
         self.emit(self.marks[-1])
 
     def _beat(self, phase: str = "train", step: int | None = None, steps: int | None = None) -> None:
@@ -314,8 +379,8 @@ class Trainer:
             self.controls.keep()
 
     def _check_loss(self) -> None:
-        if self.meter.bad is None or self.updater.scaler is not None:
-            return
+        if self.meter.bad is None or (self.updater.scaler is not None and self.meter.bad_in_a_row < GIVEN_UP):
+            return  # with scaled losses single ones may overflow; such steps are left out and the scale falls
         first = self.job.progress.step if self.epoch == self.job.progress.epoch else 0
         step = first + self.meter.bad // self.settings.accumulate
         held = "those of the last row" if self.epoch else "as they were before"
@@ -330,15 +395,13 @@ class Trainer:
     def _validation(self, values: dict[str, float]) -> Iterator[Event]:
         """Fill in `valid_loss` and metrics; nothing where there is no validation split, or a stop cuts it short."""
         __tracebackhide__ = True
-        if self.recipe.valid is None:
+        if self.valid_batches is None:
             return
         self.meter.read()
         self._check_loss()  # rather than metrics that choke on NaN
         evaluation = Evaluation(self.recipe, self.updater.judged, self.valid_step, self.world, self.autocast)
-        for done, steps in evaluation.over(self.recipe.valid):
-            if self.controls.pending and self.controls.hurry:
-                evaluation.cut = True
-                break
+        for done, steps in evaluation.over(self.valid_batches):
+            evaluation.cut = bool(self.controls.pending and self.controls.hurry)
             if self.clock() >= self._next_beat:
                 self._beat("valid", done, steps)
                 yield from self._drain()
@@ -402,6 +465,11 @@ class Trainer:
         self._check_loss()
         own = torch.tensor([self.meter.sum, self.meter.count], dtype=exact(self.world.device), device=self.world.device)
         loss, count = self.world.sum(own).tolist()
+        if not count and self.job.loop is not None:
+            raise RecipeError(
+                f"Epoch {self.epoch} has no loss to show: call session.metrics.add_loss(loss) for each batch of the "
+                f"loop, and session.end_epoch() once, after the last one."
+            )
         if not count:
             raise RecipeError(
                 f"Epoch {self.epoch} had no samples: the training data came out empty; "
@@ -423,7 +491,7 @@ class Trainer:
         steps = self.batches.steps
         share = min(self.step_in_epoch / steps, 0.999) if steps else 0.5
         self.row = self._row({}, share)
-        self.states = self.world.gather(rng.capture())
+        self.states = self.world.gather(rng.capture(self.world.device))
         if self.world.is_logger:
             self.keep(self)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quik_nb.recipe import Recipe, fits
+from quik_nb.training.batch import Batch
 from quik_nb.training.build import make_optimizer, make_scheduler, set_lr, step_scheduler
-from quik_nb.training.data import Batch
 from quik_nb.training.metrics import exact
 from quik_nb.training.snapshot import Progress
 from quik_nb.training.step import TINY

@@ -157,7 +157,8 @@ def test_the_script_gives_the_same_losses(case: str, rows: dict[str, list[dict[s
     script = [[row[name] for name in names] for row in rows[case]]
 
     assert session.history[names].to_numpy().ravel().tolist() == pytest.approx(
-        [value for row in script for value in row], abs=1e-12
+        [value for row in script for value in row],
+        abs=1e-6 if case == "bf16" else 1e-12,  # its sums depend on how many samples are in a forward
     )
 
 

@@ -1,5 +1,6 @@
 """A loop of the user's own gives the same numbers as train(), and is stopped, resumed and shown the same way."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,6 +97,62 @@ def test_a_plain_loop_needs_two_calls() -> None:
 
     assert [0, 1] == list(session.history.epoch)
     assert session.history.train_loss[1] < session.history.train_loss[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_number_of_samples_changes_no_gradient(processes: int) -> None:
+    """`add_loss(loss, samples=...)` counts towards the mean and towards nothing else."""
+    kit, own = regression(epochs=2), regression(epochs=2)
+
+    def counting(session: Loop) -> None:
+        for _ in session.iter_epochs():
+            for x, y in session.loader("train"):
+                loss = session.criterion(session.model(x), y)
+                session.metrics.add_loss(loss, samples=len(x))
+                session.backward(loss)
+            session.end_epoch()
+
+    kit.train()
+    own.traverse(counting, processes=processes)
+
+    assert distance(kit.model, own.model) < 1e-12
+    assert kit.history.train_loss.tolist() == pytest.approx(own.history.train_loss.tolist(), abs=1e-12)
+
+
+def forgets_the_end(session: Loop) -> None:
+    for _ in session.iter_epochs():
+        for x, y in session.loader("train"):
+            session.backward(session.criterion(session.model(x), y))
+
+
+def forgets_the_losses(session: Loop) -> None:
+    for _ in session.iter_epochs():
+        for x, y in session.loader("train"):
+            session.backward(session.criterion(session.model(x), y))
+        session.end_epoch()
+
+
+def gives_a_number(session: Loop) -> None:
+    session.backward(3.0)  # type: ignore[arg-type]
+
+
+def gives_many_numbers(session: Loop) -> None:
+    session.backward(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("loop", "advice"),
+    [
+        (forgets_the_end, r"call session\.end_epoch\(\) after"),
+        (forgets_the_losses, r"call session\.metrics\.add_loss\(loss\) for each batch"),
+        (gives_a_number, "got a float"),
+        (gives_many_numbers, r"got shape \(3,\): pass loss\.mean\(\)"),
+    ],
+)
+def test_what_a_loop_forgets_is_said(loop: Callable[[Loop], None], advice: str) -> None:
+    """A loop that leaves out a call, or makes it with something else, ends with the words to type."""
+    with pytest.raises(RecipeError, match=advice):
+        regression(epochs=2).traverse(loop)
 
 
 def test_own_columns() -> None:

@@ -33,13 +33,14 @@ def test_an_interrupt_stops_all_ranks_within_a_second(notebook: Kernel, processe
     assert 0 < share <= 1
 
 
-def test_a_stopped_training_goes_on_at_that_step(notebook: Kernel) -> None:
-    """Interrupted in the middle of an epoch and continued, here or in workers, it comes to the same numbers."""
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_stopped_training_goes_on_at_that_step(notebook: Kernel, processes: int) -> None:
+    """Interrupted in the middle of an epoch and continued, on any number of processes, it comes to the same numbers."""
     cell = notebook.start("s = session(Net(slow), epochs=3)\ns.train(processes=2)")
     interrupted(notebook, cell, "\n        0 ")
     whole = notebook.ok(
         "share = s.history.share.iloc[-1]\n"
-        "s.train(epochs=3 - int((s.history.share == 1).sum()), processes=2)\n"
+        f"s.train(epochs=3 - int((s.history.share == 1).sum()), processes={processes})\n"
         "w = session(Net(), epochs=3); w.train(processes=1)\n"
         "print(share, abs(s.history.valid_loss - w.history.valid_loss).max(),"
         " (s.model.layer.weight - w.model.layer.weight).abs().max().item(), list(s.history.epoch))"
@@ -64,19 +65,22 @@ def test_an_interrupt_at_any_time_leaves_a_session_to_train_on(notebook: Kernel,
     assert "finished" == notebook.ok("print(s.train(epochs=1, processes=2).state)").text.splitlines()[-1]
 
 
-def test_an_interrupt_in_validation_stops_there(notebook: Kernel) -> None:
-    """A long validation is cut short, and is done anew when the training goes on."""
+@pytest.mark.parametrize("kind", ["rows", "Flow()"])
+def test_an_interrupt_in_validation_stops_there(notebook: Kernel, kind: str) -> None:
+    """A long validation, also over a stream, is cut short, and is done anew when the training goes on."""
     notebook.ok(
         "class Checked(Net):\n"
         "    def forward(self, x):\n"
         "        if not self.training:\n"
         "            print('checking', flush=True); time.sleep(0.03)\n"
         "        return super().forward(x)\n"
-        "valid = torch.utils.data.TensorDataset(x, y)"
+        "rows = torch.utils.data.TensorDataset(x, y)\n"
+        "class Flow(torch.utils.data.IterableDataset):\n"
+        "    def __iter__(self):\n        yield from rows"
     )
     cell = notebook.start(
         "s = session(Checked(), epochs=2)\n"
-        "s.add_data(train=(x, y), valid=torch.utils.data.DataLoader(valid, batch_size=10))\n"
+        f"s.add_data(train=(x, y), valid=torch.utils.data.DataLoader({kind}, batch_size=10))\n"
         "s.train(processes=2)"
     )
     assert interrupted(notebook, cell, "checking") < 1.5

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.plain import classes, network, numbers, quiet, regression
+from harness.plain import classes, distance, network, numbers, quiet, regression
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 
@@ -148,8 +148,8 @@ def test_an_error_in_the_criterion_keeps_the_session() -> None:
     assert 1 == len(session.history)
 
 
-def test_an_error_in_a_metric_keeps_the_weights_of_the_last_row() -> None:
-    """A metric that fails in the second epoch leaves the first one's weights, and can be replaced."""
+def test_an_error_in_a_metric_costs_no_epoch() -> None:
+    """A metric that fails after the second epoch leaves what was trained; replaced, the validation is made up."""
     calls = []
 
     def fails(outputs: Tensor, targets: Tensor) -> float:
@@ -160,11 +160,12 @@ def test_an_error_in_a_metric_keeps_the_weights_of_the_last_row() -> None:
     straight.train()
     with pytest.raises(ZeroDivisionError):
         session.train()
-    held = session.set_metrics().evaluate("valid")["loss"]
-    session.train(1)
+    assert [0, 1] == session.history["epoch"].tolist()
+    assert 0.0 == distance(straight.model, session.model)
+    session.set_metrics().train(1)
 
-    assert session.history["valid_loss"][0] == held
     assert list(straight.history["valid_loss"]) == list(session.history["valid_loss"])
+    assert 0.0 == distance(straight.model, session.model)
 
 
 def test_an_error_in_a_listener_does_not_lock_the_session() -> None:

@@ -21,10 +21,14 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from quik_nb.settings import Settings
 from quik_nb.sources import Source, Stream, as_source, split_off
-from quik_nb.training import data
-from quik_nb.training.data import Batch, Batches, batches, deal, eval_batches
+from quik_nb.training import in_memory
+from quik_nb.training.batch import Batch, Batches, deal
+from quik_nb.training.data import batches, pass_batches
 from quik_nb.training.world import World
+
+EIGHT = Settings(batch_size=8)
 
 
 def ranks(world_size: int) -> list[World]:
@@ -138,7 +142,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, shuffle: bool, c
     """Where the rows are gathered in several chunks, the batches are the same."""
     source, world = sources(50)["tensors"], World(world_size - 1, world_size)
     whole = [(seen(b), b.total, b.last) for b in batches(source, 8, world, shuffle, parts=2).epoch(42, 0)]
-    monkeypatch.setattr(data, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(in_memory, "CHUNK_BYTES", chunk)
     cut = [(seen(b), b.total, b.last) for b in batches(source, 8, world, shuffle, parts=2).epoch(42, 0)]
 
     assert whole == cut
@@ -158,7 +162,7 @@ def test_an_epoch_can_be_entered_at_a_step(kind: str, skip: int) -> None:
 @pytest.mark.parametrize("kind", ["tensors", "half", "fetched", "loader"])
 def test_evaluation_is_in_order(kind: str) -> None:
     """A pass without training sees all samples in order, also those of a loader that shuffles."""
-    order = [i for batch in eval_batches(sources(20)[kind], 8, World()).epoch(42, 0) for i in seen(batch)]
+    order = [i for batch in pass_batches(sources(20)[kind], EIGHT, World()).epoch(42, 0) for i in seen(batch)]
 
     assert sorted(order) == order
     assert 20 == len(order)
@@ -167,7 +171,10 @@ def test_evaluation_is_in_order(kind: str) -> None:
 def test_evaluation_drops_nothing() -> None:
     """A loader that drops the short last batch does so in training only."""
     source = as_source(DataLoader(Fetched(20), batch_size=8, drop_last=True), "valid")
-    training, evaluation = batches(source, 8, World(), shuffle=True), eval_batches(source, 8, World())
+    training, evaluation = (
+        batches(source, 8, World(), shuffle=True),
+        pass_batches(source, EIGHT, World()),
+    )
 
     assert [2, 3] == [training.steps, evaluation.steps]
     assert [16, 20] == [sum(b.samples for b in each.epoch(42, 0)) for each in (training, evaluation)]
@@ -317,7 +324,7 @@ def test_a_part_is_cut_off_by_the_seed(kind: str, part: float) -> None:
     source = sources(20)[kind]
 
     def rows(source: Source) -> list[int]:
-        return [i for batch in eval_batches(source, 8, World()).epoch(0, 0) for i in seen(batch)]
+        return [i for batch in pass_batches(source, EIGHT, World()).epoch(0, 0) for i in seen(batch)]
 
     rest, cut = map(rows, split_off(source, part, seed=1))
 
