@@ -70,6 +70,8 @@ class Mark:
     """position on the epoch axis, 2.5 is half way through epoch 2"""
     label: str
     """such as 'lr 0.0003' or 'paused 12 s'"""
+    apart: bool = False
+    """whether rows before it cannot be compared with those after it, since the loss is another"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,15 @@ class History:
     @property
     def best(self) -> Row | None:
         """The row with the lowest `valid_loss` (`train_loss` where none has one) among the whole epochs."""
-        whole = [row for row in self.rows if row.share == 1.0] or self.rows
+        alike = self.comparable
+        whole = [row for row in alike if row.share == 1.0] or alike
         return min(whole, key=score, default=None)
+
+    @property
+    def comparable(self) -> list[Row]:
+        """The rows since the loss was last replaced by another."""
+        since = max((mark.epoch for mark in self.marks if mark.apart), default=0.0)
+        return [row for row in self.rows if row.epoch >= since]
 
     def frame(self) -> "pd.DataFrame":
         """The rows as a DataFrame: epoch, train_loss, valid_loss, the metrics, lr, share (if any is partial), time."""

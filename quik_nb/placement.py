@@ -13,6 +13,9 @@ import torch
 
 from quik_nb.errors import PlacementError
 
+MOST_PER_CORE = 4
+"""Processes for each core beyond which it is taken for a mistake."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -96,6 +99,7 @@ def place(request: Request, machine: Machine) -> Placement:
     """
     kind, why_device = _device_kind(request.device, machine)
     processes, why = _process_count(request, kind, machine)
+    _check_count(processes, kind, machine)
     devices = _devices(request.device, kind, processes, machine)
     in_process = processes == 1 and not request.background
     threads = None if in_process else max(1, machine.cpus // processes)
@@ -132,6 +136,20 @@ def _process_count(request: Request, kind: str, machine: Machine) -> tuple[int, 
     if kind == "cuda" and machine.gpus > 1 and request.device in (None, "cuda"):
         return machine.gpus, f"{machine.gpus} GPUs are there"
     return 1, ""
+
+
+def _check_count(processes: int, kind: str, machine: Machine) -> None:
+    most = max(8, MOST_PER_CORE * machine.cpus)
+    if kind == "cpu" and processes > most:
+        raise PlacementError(
+            f"processes={processes} on the CPU was asked for, and this machine has {machine.cpus} "
+            f"core{'s' if machine.cpus != 1 else ''}, which so many would only wait for: type processes={machine.cpus}."
+        )
+    if kind == "mps" and processes > 1:
+        raise PlacementError(
+            f"processes={processes} was asked for on device='mps', which has one GPU and no way for processes to "
+            f"talk to each other: leave processes out, or type device='cpu'."
+        )
 
 
 def _devices(device: str | None, kind: str, processes: int, machine: Machine) -> tuple[str, ...]:

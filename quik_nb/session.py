@@ -20,8 +20,10 @@ from torch import nn
 from quik_nb.archive import export, write_session
 from quik_nb.archive import read_session as read_archive
 from quik_nb.arguments import settings_from
+from quik_nb.checks import check
 from quik_nb.code import as_code, write_script
 from quik_nb.errors import CheckpointError, RecipeError, suggest
+from quik_nb.events import Mark
 from quik_nb.history import History
 from quik_nb.launch.server import warm_up
 from quik_nb.launch.start import launch
@@ -30,13 +32,14 @@ from quik_nb.rates import RateTest
 from quik_nb.recipe import Recipe
 from quik_nb.report import Report, report
 from quik_nb.run import Interrupts, Run
-from quik_nb.settings import Settings
+from quik_nb.sameness import same
+from quik_nb.settings import OPTIMIZER_DEFAULTS, Settings
 from quik_nb.sources import SPLITS, Source, as_source
 from quik_nb.state import State
 from quik_nb.steps import Steps
 from quik_nb.summary import summary_html, summary_text
 from quik_nb.training.checkpoint import load_into, read_weights
-from quik_nb.training.continuing import carried
+from quik_nb.training.continuing import carried, measured_alike
 from quik_nb.training.evaluate import evaluate, predict
 from quik_nb.training.lr_finder import range_test
 from quik_nb.training.resume import latest_folder, read_session
@@ -148,9 +151,11 @@ class QuikSession(Steps):
 
     def _run_job(self, loop: Callable[[Any], Any] | None, background: bool, given: dict[str, Any]) -> Run:
         __tracebackhide__ = True
-        settings = self.settings.changed({name: value for name, value in given.items() if value is not None})
-        recipe = replace(self._recipe, settings=settings)
-        recipe.check()
+        if not isinstance(background, bool):
+            raise RecipeError(f"background={background!r} is a switch: type background=True or background=False.")
+        recipe = self._asked_for(given)
+        check(recipe, own_loop=loop is not None)
+        settings = recipe.settings
         request = Request(settings.processes, settings.device, settings.start_method, background)
         placement = place(request, Machine.detect())
         interrupts = Interrupts()
@@ -170,9 +175,27 @@ class QuikSession(Steps):
                 run.foreground(interrupts)
         return run
 
+    def _asked_for(self, given: dict[str, Any]) -> Recipe:
+        """The recipe of one call, in which what was given for it wins over all else."""
+        changes = {k: v for k, v in given.items() if v is not None or k not in ("epochs", "processes")}
+        recipe = replace(self._recipe, settings=self.settings.changed(changes))
+        source = recipe.train
+        if "batch_size" in changes and getattr(source, "batch_size", None) is not None:
+            raise RecipeError(
+                f"batch_size={changes['batch_size']!r} was asked for, and the DataLoader of train makes batches of "
+                f"{source.batch_size}: pass the dataset itself to add_data, or a loader with that size."  # type: ignore[union-attr]
+            )
+        if recipe.optimizer is not None:
+            instead = {name for name in OPTIMIZER_DEFAULTS if changes.get(name) is not None}
+            own = {k: v for k, v in recipe.optimizer.keywords.items() if k not in instead}
+            recipe = replace(recipe, optimizer=replace(recipe.optimizer, keywords=own))
+        return recipe
+
     def _start(self, recipe: Recipe, placement: Placement, loop: Callable[[Any], Any] | None) -> Run:
         state = self._state
         progress = carried(state.progress, state.trained, recipe)
+        if state.trained is not None and not measured_alike(state.trained, recipe):
+            state.history.record(Mark(progress.epoch, "another loss", apart=True))
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
         job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)
@@ -203,13 +226,27 @@ class QuikSession(Steps):
     def on(self, event: str, function: Callable[[Any], None]) -> Self:
         """Have a function called with each event of a kind; raising `StopTraining` in it ends the run.
 
+        A cell that is run again replaces its function; `off` removes some or all of them.
+
         Args:
             event: "run_start", "step_end" (some a second, not each step), "epoch_end" or "run_end".
             function: gets the plain record, such as `EpochEnd(row=Row(epoch=3, train_loss=...), best=True)`.
         """
         if event not in EVENTS.values():
-            raise RecipeError(f"on: there is no event {event!r}: {suggest(event, EVENTS.values())}")
+            raise RecipeError(f"on: there is no event {event!r}: {suggest(str(event), EVENTS.values())}")
+        if not callable(function):
+            raise RecipeError(f"on: {function!r} is no function of an event: type on({event!r}, lambda event: ...).")
+        self._listeners = [pair for pair in self._listeners if not same(pair, (event, function))]
         self._listeners.append((event, function))
+        return self
+
+    def off(self, event: str | None = None) -> Self:
+        """Have no function called any more.
+
+        Args:
+            event: with events of this kind; None for all kinds.
+        """
+        self._listeners = [pair for pair in self._listeners if event is not None and pair[0] != event]
         return self
 
     def _before_change(self, what: str) -> None:
@@ -360,7 +397,7 @@ class QuikSession(Steps):
         """
         self._before_change("lr_find")
         recipe = self._checked("lr_find", "train", "model", "criterion", "optimizer")
-        recipe.check()
+        check(recipe)
         if not 0 < start < end or steps < 1:
             raise RecipeError(
                 f"lr_find(start={start!r}, end={end!r}, steps={steps!r}): the rate grows from start to end in steps, "
@@ -406,7 +443,7 @@ class QuikSession(Steps):
             CheckpointError: the folder has such files already.
         """
         recipe = self._checked("as_code", "train", "model", "criterion", "optimizer")
-        recipe.check()
+        check(recipe)
         original = self._state.original or recipe.model.state_dict()  # type: ignore[union-attr]
         made = None if self._maker is None else self._make(self._maker).state_dict()
         seeded = made is not None and all(torch.equal(made[key].cpu(), original[key].cpu()) for key in original)

@@ -12,11 +12,47 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from quik_nb.errors import RecipeError, suggest
 
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 START_METHODS = ("forkserver", "fork", "spawn")
 VIEWS = ("auto", "widget", "text", False)
+
+OPTIMIZER_DEFAULTS = ("lr", "weight_decay", "betas", "eps")
+"""Settings that are keywords of any optimizer which takes them."""
+
+ELSEWHERE = {
+    "learning_rate": "type lr=1e-3",
+    "max_epochs": "type epochs=5",
+    "num_epochs": "type epochs=5",
+    "gpus": "type processes=4",
+    "num_processes": "type processes=4",
+    "amp": "type precision='bf16'",
+    "fp16": "type precision='fp16'",
+    "bf16": "type precision='bf16'",
+    "momentum": "it is a keyword of the step, set_optimizer(optim.SGD, momentum=0.9)",
+    "optimizer": "it is a step, .set_optimizer(optim.AdamW)",
+    "scheduler": "it is a step, .set_scheduler(...)",
+    "model": "it is a step, .add_model(Net())",
+    "num_workers": "pass a DataLoader(dataset, num_workers=2) to add_data",
+    "shuffle": "training data is shuffled; pass a DataLoader(dataset, shuffle=False) to add_data for another order",
+}
+"""What others call a setting, or where it is set here."""
+
+NONE = type(None)
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "save": ((bool,), "is a switch: type save=True or save=False"),
+    "compile": ((bool,), "is a switch: type compile=True or compile=False"),
+    "find_unused_parameters": ((bool,), "is a switch: type True or False"),
+    "sync_batchnorm": ((bool,), "is a switch: type True or False"),
+    "name": ((str,), "is not a text such as 'first try'"),
+    "base_dir": ((str, Path), "is not a folder: type it as '.' or 'runs'"),
+    "freeze": ((str, NONE), "does not name parameters: type it as 'encoder' or 'encoder.*, *.bias'"),
+    "device": ((str, NONE), "is not a device: type it as 'cpu', 'cuda' or 'cuda:1'"),
+}
+"""What the values of some settings are, and what to say of others."""
 
 
 def _setting(default: Any, doc: str) -> Any:
@@ -63,19 +99,23 @@ class Settings:
         for name in ("epochs", "batch_size", "accumulate"):
             if not _is_count(getattr(self, name)):
                 yield f"{name}={getattr(self, name)!r} is not a whole number above 0"
-        for name in ("lr", "timeout"):
-            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                yield f"{name}={getattr(self, name)!r} is not a number above 0"
-        for name in ("weight_decay", "eps", "clip_norm", "clip_value", "min_delta", "checkpoint_minutes"):
+        for name in ("lr", "timeout", "clip_norm", "clip_value"):
             value = getattr(self, name)
-            if value is not None and (not _is_number(value) or value < 0):
+            if (value is not None or name in ("lr", "timeout")) and (not is_number(value) or value <= 0):
+                yield f"{name}={value!r} is not a number above 0"
+        for name in ("weight_decay", "eps", "min_delta", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if (value is not None or name == "min_delta") and (not is_number(value) or value < 0):
                 yield f"{name}={value!r} is not a number from 0 up; leave it out for the default"
+        for name, (kinds, advice) in KINDS.items():
+            if not isinstance(getattr(self, name), kinds):
+                yield f"{name}={getattr(self, name)!r} {advice}"
         yield from self._other_faults()
         yield from self._choice_faults()
 
     def _other_faults(self) -> Iterator[str]:
         if self.betas is not None and not (
-            isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(_is_number(b) for b in self.betas)
+            isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(is_number(b) for b in self.betas)
         ):
             yield f"betas={self.betas!r} are not two numbers such as (0.9, 0.999)"
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
@@ -84,7 +124,7 @@ class Settings:
             yield f"keep={self.keep!r} is neither a whole number above 0 nor as 'best:3'; None keeps all epochs"
         if self.patience is not None and not _is_count(self.patience):
             yield f"patience={self.patience!r} is not a whole number above 0"
-        if self.ema is not None and not (_is_number(self.ema) and 0 < self.ema < 1):
+        if self.ema is not None and not (is_number(self.ema) and 0 < self.ema < 1):
             yield f"ema={self.ema!r} is not a decay between 0 and 1, such as 0.999"
         if self.processes != "auto" and not _is_count(self.processes):
             yield f"processes={self.processes!r} is neither 'auto' nor a whole number above 0"
@@ -116,8 +156,8 @@ class Settings:
         """
         known = setting_names()
         unknown = [name for name in changes if name not in known]
-        new = replace(self, **{k: _plain(v) for k, v in changes.items() if k in known})
-        faults = [f"there is no setting {name!r}: {suggest(name, known)}" for name in unknown]
+        new = replace(self, **{k: _read(k, v) for k, v in changes.items() if k in known})
+        faults = [f"there is no setting {name!r}: {ELSEWHERE.get(name) or suggest(name, known)}" for name in unknown]
         faults += new.faults()
         if faults:
             raise RecipeError("; ".join(faults))
@@ -130,8 +170,7 @@ class Settings:
 
     def optimizer_defaults(self) -> dict[str, Any]:
         """The keywords that any optimizer gets which takes them."""
-        names = ("lr", "weight_decay", "betas", "eps")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in OPTIMIZER_DEFAULTS if getattr(self, name) is not None}
 
 
 def setting_names() -> list[str]:
@@ -139,10 +178,23 @@ def setting_names() -> list[str]:
     return [f.name for f in fields(Settings)]
 
 
-def _plain(value: Any) -> Any:
+def _read(name: str, value: Any) -> Any:
+    """A value as it may be typed, as the one form that it has from here on."""
+    if name == "device" and isinstance(value, torch.device):
+        return str(value)
+    if name == "device" and _is_count(value + 1 if isinstance(value, int) else value):
+        return f"cuda:{value}"
+    if name == "freeze" and isinstance(value, tuple | list) and all(isinstance(part, str) for part in value):
+        return ", ".join(value) or None
+    if name == "freeze" and value == "":
+        return None
+    return plain(value)
+
+
+def plain(value: Any) -> Any:
     """Numbers of NumPy and torch as Python's own, so that files and messages hold nothing else."""
     if isinstance(value, tuple | list):
-        return type(value)(map(_plain, value))
+        return type(value)(map(plain, value))
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
@@ -150,5 +202,6 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

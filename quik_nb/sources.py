@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -22,7 +23,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from quik_nb.errors import RecipeError, suggest
+from quik_nb import frames
+from quik_nb.errors import RecipeError
+from quik_nb.settings import plain
 
 SPLITS = ("train", "valid", "test")
 
@@ -137,9 +140,28 @@ def as_source(
         return _tensors(tuple(data), split)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | tuple | list):
         return _from_dataset(data, split)
-    raise RecipeError(
-        f"{split} is {_kind(data)}, which holds no samples that can be used: pass a tuple of tensors or arrays "
-        f"({split}=(x, y)), a TensorDataset, a Dataset, a DataLoader, a DataFrame with target=, or a dict of tensors."
+    raise RecipeError(f"{split} is {_kind(data)}{_why_not(data)}: pass {_instead(data, split)}.")
+
+
+def _why_not(data: Any) -> str:
+    if isinstance(data, tuple | list) and data:
+        return f" of {', '.join(sorted({type(value).__name__ for value in data}))}"
+    if isinstance(data, Dataset):
+        return ", a Dataset that does not tell how many samples it has"
+    return ", which holds no samples that can be used"
+
+
+def _instead(data: Any, split: str) -> str:
+    if isinstance(data, tuple | list) and data:
+        return (
+            f"one tuple of tensors, whose first dimension counts the samples, {split}=(x, more_x, y); "
+            f"torch.utils.data.default_collate(samples) makes that of a list of samples"
+        )
+    if isinstance(data, Dataset):
+        return "one with a method __len__, or an IterableDataset with a method __iter__"
+    return (
+        f"a tuple of tensors or arrays ({split}=(x, y)), a TensorDataset, a Dataset, a DataLoader, a DataFrame with "
+        f"target=, or a dict of tensors"
     )
 
 
@@ -224,63 +246,16 @@ def _as_tensor(value: Any) -> Tensor:
     return tensor
 
 
-def _from_frame(frame: Any, split: str, target: str | None, like: Source | None, labelled: bool) -> Tensors:
-    columns = list(frame.columns)
-    if not len(frame):
-        raise RecipeError(f"{split} is a DataFrame without rows: there is nothing to use; pass some samples.")
+def _from_frame(frame: Any, split: str, target: Any, like: Source | None, labelled: bool) -> Tensors:
+    frames.check(frame, split)
     if isinstance(like, Tensors) and like.columns is not None:
-        features, target = list(like.columns), target or like.target
+        columns, target = list(like.columns), like.target if target is None else target
     else:
-        features = [c for c in columns if c != target]
-    if not labelled and target not in columns:
-        _require(frame, features, split)
-        return Tensors((frame_features(frame, features, split),), columns=tuple(features))
-    if target is None:
-        raise RecipeError(
-            f"{split} is a DataFrame, and which column to predict was not said: "
-            f"type add_data({split}=frame, target={str(columns[-1])!r}) with the name of yours."
-        )
-    _require(frame, [*features, target], split)
-    return Tensors(
-        (frame_features(frame, features, split), _column(frame[target], split)),
-        columns=tuple(features),
-        target=target,
-    )
-
-
-def _require(frame: Any, columns: Sequence[str], split: str) -> None:
-    absent = [c for c in columns if c not in frame.columns]
-    if absent:
-        hint = suggest(str(absent[0]), map(str, frame.columns))
-        raise RecipeError(f"{split} has no column {', '.join(map(repr, absent))}: {hint}.")
-
-
-def frame_features(frame: Any, columns: Sequence[str], split: str) -> Tensor:
-    """(rows, columns) float tensor of the named columns; a RecipeError names those that are no numbers."""
-    words = [c for c in columns if frame[c].dtype.kind not in "fiub"]
-    if words:
-        raise RecipeError(
-            f"{split}: {', '.join(map(repr, words))} hold no numbers (dtype {frame[words[0]].dtype}): drop them, or "
-            f"encode them, for example frame[{words[0]!r}].astype('category').cat.codes."
-        )
-    gaps = [c for c in columns if frame[c].isna().any()]
-    if gaps:
-        raise RecipeError(
-            f"{split}: {', '.join(map(repr, gaps))} have missing values, which would turn the loss into NaN: "
-            f"fill them with frame.fillna(...) or drop the rows with frame.dropna()."
-        )
-    return torch.from_numpy(frame[list(columns)].to_numpy(dtype=np.float64, copy=True)).to(torch.get_default_dtype())
-
-
-def _column(column: Any, split: str) -> Tensor:
-    if column.dtype.kind not in "fiub":
-        raise RecipeError(
-            f"{split}: the target column {column.name!r} holds no numbers (dtype {column.dtype}): "
-            f"encode it, for example frame[{column.name!r}].astype('category').cat.codes."
-        )
-    if column.isna().any():
-        raise RecipeError(f"{split}: the target column {column.name!r} has missing values: drop those rows first.")
-    return _as_tensor(column.to_numpy(copy=True))
+        columns = [c for c in frame.columns if target is None or c != target]
+    if not labelled and (target is None or target not in list(frame.columns)):
+        return Tensors((frames.features(frame, columns, split),), columns=tuple(columns))
+    label = frames.labels(frame, target, split)
+    return Tensors((frames.features(frame, columns, split), _as_tensor(label)), columns=tuple(columns), target=target)
 
 
 def alike(one: Source, other: Source) -> bool:
@@ -302,6 +277,7 @@ def as_sources(train: Any, valid: Any, test: Any, target: str | None, seed: int)
     whole = as_source(train, "train", target)
     sources = {"train": whole}
     for name, data in (("valid", valid), ("test", test)):
+        data = plain(data)
         if isinstance(data, int | float) and not isinstance(data, bool):
             seed_here = seed + (name == "test")
             sources["train"], sources[name] = split_off(sources["train"], data, seed_here, name, of=whole)
@@ -330,8 +306,10 @@ def split_off(
     total = len(source)
     count = round(len(source if of is None else of) * part) if isinstance(part, float) else part
     if not 0 < count < total:
+        whole = len(source if of is None else of)
+        left = f", of which {total:,} are left" if whole != total else ""
         raise RecipeError(
-            f"{name}={part} of {total:,} samples leaves one of the splits empty: "
+            f"{name}={part} of {whole:,} samples{left}, leaves one of the splits empty: "
             f"type a share such as {name}=0.2, or a number of samples below {total:,}."
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))

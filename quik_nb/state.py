@@ -1,5 +1,6 @@
 """The training that a session has under way: how far it has come, its history, and where its files are."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class State:
             parts = ["run", files.date, time.strftime("%H%M%S"), settings.name]
             self.folder = _unused(files.folder / "_".join(filter(None, parts)))
         written = [epoch for epoch, path in self.saved().items() if path.parent == self.folder]
-        scores = {row.epoch: score(row) for row in self.history}
+        scores = dict.fromkeys(written, math.inf) | {row.epoch: score(row) for row in self.history.comparable}
         return Saver(self.folder, files, keep=settings.keep, at_once=at_once, written=written, scores=scores)
 
     def begin(self, recipe: Recipe, at_once: bool) -> Saver | None:

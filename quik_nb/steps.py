@@ -10,10 +10,13 @@ from torch import nn
 
 from quik_nb.errors import RecipeError
 from quik_nb.recipe import Optimizer, Recipe, Scheduler, Spec
-from quik_nb.settings import Settings
-from quik_nb.sources import SPLITS, Source, as_source, as_sources
+from quik_nb.settings import Settings, setting_names
+from quik_nb.sources import SPLITS, as_sources
 from quik_nb.training import rng
 from quik_nb.training.checkpoint import Files, load_into, read, read_weights
+
+OWN_COLUMNS = ("epoch", "train_loss", "valid_loss", "lr", "share", "time", "loss", "grad_norm", "skipped_steps")
+"""Names that a metric cannot have."""
 
 
 class Steps:
@@ -39,6 +42,14 @@ class Steps:
     def _files(self) -> Files:
         return Files(Path(self.settings.base_dir), self.settings.date)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in setting_names():
+            raise RecipeError(
+                f"session.{name} = {value!r} would change nothing: type session.train({name}={value!r}) for one call, "
+                f"or QuikSession({name}={value!r}) for all of them."
+            )
+        super().__setattr__(name, value)
+
     def _before_change(self, what: str) -> None:
         """Called before a step changes the recipe; raises where that may not be."""
 
@@ -60,19 +71,21 @@ class Steps:
             RecipeError: the data cannot be used; the message says what to type instead.
         """
         self._before_change("add_data")
-        given = train is not None
-        sources = as_sources(train, valid, test, target, self.settings.seed) if given else self._saved_tensors()
-        return self._with(**{split: sources.get(split) for split in SPLITS})
+        given = {"train": train, "valid": valid, "test": test}
+        if train is None:
+            given = self._saved_tensors() | {split: data for split, data in given.items() if data is not None}
+        sources = as_sources(**given, target=target, seed=self.settings.seed)
+        return self._with("add_data", **{split: sources.get(split) for split in SPLITS})
 
-    def _saved_tensors(self) -> dict[str, Source]:
+    def _saved_tensors(self) -> dict[str, Any]:
         files = self._files
-        there = {split: files.tensors(split) for split in SPLITS if files.tensors(split).exists()}
-        if "train" not in there:
+        if not files.tensors("train").exists():
             raise RecipeError(
                 f"add_data() without data looks for {files.tensors('train')}, which is not there: "
                 f"pass train=(x, y), or set data_date and base_dir to those of your files."
             )
-        return {split: as_source(_tensor_tuple(read(path)), split) for split, path in there.items()}
+        there = {split: files.tensors(split) for split in SPLITS}
+        return {split: _tensor_tuple(read(path)) if path.exists() else None for split, path in there.items()}
 
     def add_model(
         self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None
@@ -97,7 +110,7 @@ class Steps:
             state = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
             load_into(module, state, origin)
         self._new_model()
-        return self._with(model=module)
+        return self._with("add_model", model=module)
 
     def _make(self, maker: Callable[[], nn.Module]) -> nn.Module:
         with rng.preserved():
@@ -109,7 +122,7 @@ class Steps:
 
     def set_criterion(self, criterion: Any, **keywords: Any) -> Self:
         """Set the loss: a class with its keywords, a function of (outputs, target), or an instance."""
-        return self._with(criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
+        return self._with("set_criterion", criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
 
     def set_optimizer(
         self,
@@ -125,7 +138,14 @@ class Steps:
             keywords: of its own; they win over the session's settings.
         """
         spec = _spec("set_optimizer", optimizer, keywords)
-        return self._with(optimizer=Optimizer(spec.target, spec.keywords, dict(groups or {})))
+        if not isinstance(groups or {}, Mapping) or not all(
+            isinstance(words, Mapping) for words in (groups or {}).values()
+        ):
+            raise RecipeError(
+                f"set_optimizer: groups={groups!r} are not keywords by the names of parameters: "
+                f"type groups={{'head': {{'lr': 1e-3}}}}."
+            )
+        return self._with("set_optimizer", optimizer=Optimizer(spec.target, spec.keywords, dict(groups or {})))
 
     def set_scheduler(self, scheduler: Callable[..., Any] | None, per: str | None = None, **keywords: Any) -> Self:
         """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.
@@ -136,11 +156,11 @@ class Steps:
             keywords: of its own.
         """
         if scheduler is None:
-            return self._with(scheduler=None)
+            return self._with("set_scheduler", scheduler=None)
         if per not in (None, "batch", "epoch"):
             raise RecipeError(f"set_scheduler: per={per!r} is not known: type per='batch' or per='epoch'.")
         spec = _spec("set_scheduler", scheduler, keywords)
-        return self._with(scheduler=Scheduler(spec.target, spec.keywords, per))
+        return self._with("set_scheduler", scheduler=Scheduler(spec.target, spec.keywords, per))
 
     def set_metrics(self, *, train: bool = False, **named: Any) -> Self:
         """Set the metrics, by the name of their column in the history.
@@ -149,13 +169,20 @@ class Steps:
             train: measure them on the training batches as well, in columns named `train_...`.
             named: functions of (outputs, targets), which see the whole split at once, or torchmetrics metrics.
         """
+        if not isinstance(train, bool):
+            raise RecipeError(
+                f"set_metrics: train={train!r} is the switch that measures the metrics on the training batches too: "
+                f"type train=True, and give a metric another name."
+            )
         for name, metric in named.items():
+            if name in OWN_COLUMNS:
+                raise RecipeError(f"set_metrics: {name!r} is a column of every history: give the metric another name.")
             if not callable(metric) or isinstance(metric, type):
                 raise RecipeError(
                     f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
                     f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
                 )
-        return self._with(metrics=dict(named), metrics_on_train=train)
+        return self._with("set_metrics", metrics=dict(named), metrics_on_train=train)
 
     def set_step(self, step: Callable[..., Any] | None) -> Self:
         """Replace what is done with a batch.
@@ -166,10 +193,10 @@ class Steps:
         """
         if step is not None and not callable(step):
             raise RecipeError(f"set_step takes a function step(model, criterion, batch), and got {step!r}.")
-        return self._with(step=step)
+        return self._with("set_step", step=step)
 
-    def _with(self, **parts: Any) -> Self:
-        self._before_change("this step")
+    def _with(self, call: str, /, **parts: Any) -> Self:
+        self._before_change(call)
         self._recipe = replace(self._recipe, **parts)
         return self
 
@@ -183,13 +210,11 @@ def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | Non
             )
         return target
     if not callable(target) or isinstance(target, torch.optim.Optimizer | nn.Module):
-        hint = (
-            f"{step}({type(target).__name__}, ...)"
-            if isinstance(target, torch.optim.Optimizer)
-            else f"{step}(Class, ...)"
-        )
+        kind = type(target).__name__
+        made = isinstance(target, torch.optim.Optimizer | nn.Module)
+        got, hint = (f"one that is made already, a {kind}", kind) if made else (f"{kind} {target!r:.60}", "Class")
         raise RecipeError(
-            f"{step} takes a class and its keywords, and got {type(target).__name__} {target!r:.60}: type {hint}, "
+            f"{step} takes a class and its keywords, and got {got}: type {step}({hint}, ...), "
             f"so that it can be made anew wherever the training runs."
         )
     return Spec(target, keywords)

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from quik_nb.errors import QuikError
 from quik_nb.history import History
@@ -89,6 +90,8 @@ def steps_per_epoch(source: Source, batch_size: int) -> int | None:
 
 
 def _model(model: nn.Module) -> str:
+    if any(map(is_lazy, model.parameters())):
+        return f"{type(model).__name__}, with sizes not known yet"
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = f", {total - trained:,} of them frozen" if trained != total else ""

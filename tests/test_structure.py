@@ -19,13 +19,13 @@ import quik_nb
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quik_nb"
 
-BASE = {"errors", "events", "pickling"}
+BASE = {"errors", "events", "pickling", "sameness"}
 RECORDS = BASE | {"history"}
-PLANS = BASE | {"placement", "recipe", "settings", "sources"}
+PLANS = BASE | {"frames", "placement", "recipe", "settings", "sources"}
 TRAINING = RECORDS | PLANS | {"training"}
 LAUNCH = TRAINING | {"launch"}
 RUN = LAUNCH | {"views", "run"}
-PIECES = {"archive", "code", "quoting", "rates", "report", "state", "steps", "summary", "tried"}
+PIECES = {"archive", "checks", "code", "quoting", "rates", "report", "state", "steps", "summary", "tried"}
 SESSION = RUN | PIECES | {"arguments", "session"}
 DOORS = SESSION | {"__init__", "__main__", "cells", "doctor", "magic"}
 
@@ -33,12 +33,15 @@ MAY_IMPORT = {
     "archive": LAUNCH | {"archive", "state"},
     "arguments": PLANS | {"arguments"},
     "cells": BASE,
+    "checks": PLANS | {"checks"},
     "code": LAUNCH | {"code", "quoting", "summary"},
     "errors": BASE,
     "events": BASE,
+    "frames": BASE,
     "history": RECORDS,
     "pickling": BASE,
     "placement": PLANS,
+    "sameness": BASE,
     "quoting": BASE | {"quoting"},
     "rates": TRAINING | {"rates", "views"},
     "recipe": PLANS,

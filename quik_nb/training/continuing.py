@@ -1,11 +1,17 @@
 """What of a training's state still holds when the next call of train() comes with a changed recipe."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
-from quik_nb.recipe import Recipe, same
+from quik_nb.recipe import Recipe, Spec
+from quik_nb.sameness import same
 from quik_nb.sources import alike
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.snapshot import Progress
+
+ANY_FORM = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_decay", "eps")
+"""Keywords of optimizers that change no moments."""
 
 
 def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
@@ -21,6 +27,8 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
     """
     if old is None:
         return progress
+    if not measured_alike(old, new):
+        progress = replace(progress, best=math.inf, stale=0)
     if not same(_parameters(old), _parameters(new)):
         progress = replace(progress, optimizer=None, scheduler=None, planned=0)
     elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
@@ -33,9 +41,22 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
     return progress
 
 
+def measured_alike(old: Recipe, new: Recipe) -> bool:
+    """Whether losses before and after can be compared: both are of one criterion and one step."""
+    return same((old.criterion, old.step), (new.criterion, new.step))
+
+
 def _parameters(recipe: Recipe) -> object:
-    """What the optimizer's moments belong to: its class, and which parameters lie in which group."""
-    return recipe.optimizer and (recipe.optimizer.target, list(recipe.optimizer.groups), recipe.settings.freeze)
+    """What the optimizer's moments belong to: its class and form, and which parameters lie in which group."""
+    spec = recipe.optimizer
+    return spec and (spec.target, _form(spec), list(spec.groups), recipe.settings.freeze)
+
+
+def _form(spec: Spec) -> dict[str, Any]:
+    """The keywords that decide which moments there are: switches, and which numbers are zero."""
+    defaults = {name: p.default for name, p in spec.parameters.items() if p.default is not p.empty}
+    chosen = {name: value for name, value in {**defaults, **spec.keywords}.items() if name not in ANY_FORM}
+    return {name: bool(value) if isinstance(value, bool | int | float) else None for name, value in chosen.items()}
 
 
 def _keywords(recipe: Recipe) -> object:

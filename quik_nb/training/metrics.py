@@ -4,7 +4,8 @@ Losses stay on the device until they are read, which is a few times a second and
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -101,18 +102,24 @@ class MetricSet:
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take the outputs and targets of a batch."""
-        for metric in self.states.values():
-            metric.update(outputs, targets)
+        for name, metric in self.states.items():
+            with named(name):
+                metric.update(outputs, targets)
         if self.functions:
             self.outputs.append(outputs)
             self.targets.append(targets)
 
     def compute(self) -> dict[str, float]:
         """The values by name, over all ranks (all ranks participate)."""
-        values = {name: float(metric.compute()) for name, metric in self.states.items()}
+        values = {}
+        for name, metric in self.states.items():
+            with named(name):
+                values[name] = float(metric.compute())
         if self.functions:
             outputs, targets = self._whole(self.outputs), self._whole(self.targets)
-            values |= {name: float(metric(outputs, targets)) for name, metric in self.functions.items()}
+            for name, function in self.functions.items():
+                with named(name):
+                    values[name] = float(function(outputs, targets))
         return {name: values[name] for name in self.names}
 
     def _whole(self, parts: list[Any]) -> Any:
@@ -124,6 +131,16 @@ class MetricSet:
                 "There are no outputs to judge: have the step return (loss, outputs), not the loss alone."
             )
         return to_device(gathered[0] if len(gathered) == 1 else join(gathered), self.world.device)
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Say of an error within which metric it is of."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"quik_nb: this was the metric {name!r}, which is to give one number; what was trained is kept.")
+        raise
 
 
 def join(parts: list[Any]) -> Any:

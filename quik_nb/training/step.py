@@ -93,7 +93,7 @@ class Step:
         try:
             result = self._compute(model, batch)
         except Exception as error:
-            error.add_note(f"quik_nb: this was a batch of {describe(batch)}.")
+            error.add_note(f"quik_nb: this was a batch of {describe(batch)}.{advice(error, batch)}")
             raise
         if not self._checked:
             self._check(result)
@@ -127,9 +127,13 @@ class Step:
     def _check(self, result: StepResult) -> None:
         loss = result.loss
         if not isinstance(loss, Tensor) or loss.ndim != 0:
-            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            if not isinstance(loss, Tensor):
+                raise RecipeError(
+                    f"The loss is a {type(loss).__name__} and no tensor, so no gradient can be taken: "
+                    f"compute it with torch's functions, from what the model gives, without .item()."
+                )
             raise RecipeError(
-                f"The loss is not one number but {got}, so no gradient can be taken: "
+                f"The loss is not one number but shape {tuple(loss.shape)}, so no gradient can be taken: "
                 f"use a criterion with reduction='mean', or return loss.mean() from the step."
             )
         self._checked = True
@@ -172,6 +176,23 @@ def _own_loss(outputs: Any) -> Tensor:
             f"set_criterion(...), or say what to do with set_step(fn)."
         )
     return loss  # type: ignore[no-any-return]
+
+
+def advice(error: Exception, batch: Any) -> str:
+    """What to type instead, where torch's own words do not say it."""
+    words = str(error).lower()
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    number = isinstance(first, Tensor) and not first.is_floating_point()
+    if "more than 1 value per channel" in words:
+        return (
+            " Batch statistics need two samples, and this batch, the rest of an epoch, has one: take another "
+            "batch_size, or a DataLoader(dataset, batch_size=..., drop_last=True)."
+        )
+    if number and any(phrase in words for phrase in ("dtype", "expected scalar type", "input type", "not implemented")):
+        return f" The inputs are {str(first.dtype).removeprefix('torch.')}: if they are no indices, pass x.float()."
+    if "out of bounds" in words and "target" in words:
+        return " The target holds a class number that the model has no output for: give its last layer one for each."
+    return ""
 
 
 def describe(batch: Any) -> str:

@@ -350,9 +350,9 @@ def test_a_table_with_numbers() -> None:
 WRONG: dict[str, tuple[Make, dict[str, Any], str]] = {
     "column": (frame, {"target": "knd"}, "did you mean 'kind'"),
     "no target": (frame, {}, r"target='size'"),
-    "words": (lambda: frame(a="x"), {"target": "kind"}, r"'a' hold no numbers.*cat.codes"),
+    "words": (lambda: frame(a="x"), {"target": "kind"}, r"'a' holds no numbers.*cat.codes"),
     "word target": (lambda: frame(kind="x"), {"target": "kind"}, r"target column 'kind' holds no numbers"),
-    "gaps": (lambda: frame(b=np.nan), {"target": "kind"}, r"'b' have missing values.*fillna"),
+    "gaps": (lambda: frame(b=np.nan), {"target": "kind"}, r"'b' has missing values.*fillna"),
     "gap target": (lambda: frame(size=np.nan), {"target": "size"}, r"target column 'size' has missing values"),
     "empty table": (lambda: frame()[:0], {"target": "kind"}, "without rows"),
     "lengths": (lambda: (torch.zeros(100, 3), torch.zeros(99)), {}, "tensor 0 has 100, tensor 1 has 99"),

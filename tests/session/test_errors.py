@@ -57,8 +57,25 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "criterion made": (lambda s: s.set_criterion(nn.MSELoss(), reduction="sum"), "is made already, so reduction"),
     "criterion": (lambda s: s.set_criterion("mse"), "takes a class and its keywords, and got str 'mse'"),
     "metric": (lambda s: s.set_metrics(accuracy=0.9), "accuracy=0.9 is no function"),
-    "metric class": (lambda s: s.set_metrics(loss=nn.MSELoss), "instance such as"),
+    "metric class": (lambda s: s.set_metrics(error=nn.MSELoss), "instance such as"),
     "step": (lambda s: s.set_step("step"), "takes a function"),
+    "setting by another name": (lambda s: QuikSession(learning_rate=0.1), "'learning_rate': type lr=1e-3"),
+    "setting that is a keyword": (lambda s: QuikSession(momentum=0.9), r"set_optimizer\(optim.SGD, momentum=0.9\)"),
+    "switch": (lambda s: s.train(save="yes"), "save='yes' is a switch: type save=True or save=False"),
+    "background": (lambda s: s.train(background="no"), "background='no' is a switch"),
+    "no clipping": (lambda s: s.train(clip_norm=0), "clip_norm=0 is not a number above 0"),
+    "min_delta": (lambda s: s.train(min_delta=None), "min_delta=None is not a number from 0 up"),
+    "name": (lambda s: s.train(name=3), "name=3 is not a text"),
+    "base_dir": (lambda s: s.train(base_dir=None), "base_dir=None is not a folder"),
+    "many processes": (lambda s: s.train(processes=1000), "processes=1000 .* this machine has"),
+    "setting by hand": (lambda s: setattr(s, "epochs", 3), r"type session.train\(epochs=3\) for one call"),
+    "column": (lambda s: s.set_metrics(valid_loss=lambda o, t: 0.0), "'valid_loss' is a column of every history"),
+    "switch of metrics": (lambda s: s.set_metrics(train=lambda o, t: 0.0), "is the switch that measures"),
+    "groups": (lambda s: s.set_optimizer(optim.SGD, groups=["0"]), r"groups=\['0'\] are not keywords by the names"),
+    "group": (lambda s: s.set_optimizer(optim.SGD, groups={"0": 0.1}), "are not keywords by the names"),
+    "event": (lambda s: s.on("epoch_ends", print), "no event 'epoch_ends': did you mean 'epoch_end'"),
+    "listener": (lambda s: s.on("epoch_end", "print"), "'print' is no function"),
+    "split": (lambda s: s.predict("vaild"), "no split 'vaild': did you mean 'valid'"),
 }
 
 AT_TRAINING: dict[str, tuple[Change, str]] = {
@@ -75,7 +92,10 @@ AT_TRAINING: dict[str, tuple[Change, str]] = {
         "StepLR takes no keyword 'step_sise': did you mean 'step_size'",
     ),
     "optimizer value": (lambda s: s.set_optimizer(optim.SGD, lr=-1.0), r"SGD\(lr=-1.0.*was refused: Invalid learning"),
-    "scheduler without": (lambda s: s.set_scheduler(lr_scheduler.StepLR), r"StepLR\(\) was refused: .*step_size"),
+    "scheduler without": (
+        lambda s: s.set_scheduler(lr_scheduler.StepLR),
+        r"StepLR needs step_size: type set_scheduler\(StepLR, step_size=\.\.\.\)",
+    ),
     "integer target": (lambda s: s.add_data(train=classes()), r"the target is int64: pass y.float\(\)"),
     "float classes": (
         lambda s: s.add_data(train=(numbers()[0], numbers()[1][:, 0])).set_criterion(nn.CrossEntropyLoss),
@@ -88,8 +108,45 @@ AT_TRAINING: dict[str, tuple[Change, str]] = {
     "precision of inputs": (lambda s: s.add_model(nn.Linear(5, 1)), r"float64 and the model's weights are float32"),
     "no target": (lambda s: s.add_data(train=numbers()[0]), r"pass \(x, y\), or set_step"),
     "loss of many": (lambda s: s.set_criterion(nn.MSELoss, reduction="none"), "not one number but shape"),
-    "step without loss": (lambda s: s.set_step(lambda model, criterion, batch: 3.0), "not one number but a float"),
+    "step without loss": (
+        lambda s: s.set_step(lambda model, criterion, batch: 3.0),
+        "a float and no tensor.*without .item",
+    ),
     "frozen": (lambda s: s.add_model(network().requires_grad_(False)), "no parameter that can be trained"),
+    "no parameters": (lambda s: s.add_model(nn.Flatten()), "has no parameters, so there is nothing to train"),
+    "lazy": (lambda s: s.add_model(nn.LazyLinear(1)), r"lazy layers, .*call it once before, as model\(x\[:2\]\)"),
+    "meta": (lambda s: s.add_model(nn.Linear(5, 1, device="meta")), "on the device 'meta' and hold nothing"),
+    "closure": (lambda s: s.set_optimizer(optim.LBFGS), r"by a closure .* session.traverse\(loop\)"),
+    "group keyword": (
+        lambda s: s.set_optimizer(optim.SGD, groups={"0": {"lrr": 0.5}}),
+        "SGD takes no keyword 'lrr': did you mean 'lr'",
+    ),
+    "group rate": (lambda s: s.set_optimizer(optim.SGD, groups={"0": {"lr": -1}}), "lr=-1 is not a number from 0 up"),
+    "half a group": (lambda s: s.set_optimizer(optim.SGD, groups={"0, head": {}}), "'head' fits no parameter"),
+    "plateau per batch": (
+        lambda s: s.set_scheduler(lr_scheduler.ReduceLROnPlateau, per="batch"),
+        "watches the loss of an epoch, so it is stepped once an epoch: leave out per=",
+    ),
+    "function keyword": (
+        lambda s: s.set_criterion(nn.functional.mse_loss, reducton="sum"),
+        "mse_loss takes no keyword 'reducton': did you mean 'reduction'",
+    ),
+    "classes of 32 bits": (
+        lambda s: s.add_data(train=(classes()[0], classes()[1].int())).set_criterion(nn.CrossEntropyLoss),
+        r"takes class numbers, and the target is int32: pass y.long\(\)",
+    ),
+    "classes in a column": (
+        lambda s: s.add_data(train=(classes()[0], classes()[1][:, None])).set_criterion(nn.CrossEntropyLoss),
+        r"takes one class number for each sample, not \(101, 1\): pass y\[:, 0\]",
+    ),
+    "other columns": (
+        lambda s: s.add_data(train=numbers(), valid=(numbers()[0][:, :4], numbers()[1])),
+        "tensor 0 of valid has 4 columns, and that of train 5",
+    ),
+    "other tensors": (
+        lambda s: s.add_data(train=numbers(), valid=(numbers()[0], *numbers())),
+        "valid has 3 tensors and train 2",
+    ),
 }
 
 
@@ -119,6 +176,31 @@ def test_errors_at_training(case: str) -> None:
     assert [0] == list(session.history["epoch"])
 
 
+def test_freezing_says_which_part_is_not_there() -> None:
+    """Of several names the one that fits nothing is told, and what leaves nothing is not blamed on the model."""
+    with pytest.raises(RecipeError, match="freeze='0, decoder': 'decoder' fits no parameter of Sequential"):
+        regression(freeze=["0", "decoder"]).train()
+    with pytest.raises(RecipeError, match=r"freeze='\*' leaves no parameter of Sequential to train"):
+        regression(freeze="*").train()
+
+
+def test_a_training_that_is_refused_freezes_nothing() -> None:
+    """Where the optimizer refuses its keywords after parameters were frozen, they are free again."""
+    session = regression(freeze="0").set_optimizer(optim.SGD, lr=-1.0)
+    with pytest.raises(RecipeError, match="was refused"):
+        session.train()
+
+    assert all(parameter.requires_grad for parameter in session.model.parameters())
+
+
+def test_a_session_is_shown_whatever_is_wrong_with_it() -> None:
+    """Lazy layers and missing steps are no reason not to draw the session."""
+    text = repr(quiet().add_model(nn.LazyLinear(1)))
+
+    assert "LazyLinear, with sizes not known yet" in text
+    assert "missing" in text
+
+
 def test_all_faults_in_one_message() -> None:
     """Several things that do not fit come together."""
     session = regression().set_optimizer(optim.SGD, momentun=0.9).set_criterion(nn.MSELoss, reducton="sum")
@@ -137,13 +219,35 @@ def test_shapes_that_the_model_refuses_are_named() -> None:
     assert 1 == len(session.history)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_inputs_that_are_no_numbers_to_the_model(dtype: torch.dtype) -> None:
+    """Integers as features raise torch's error, with the words to type."""
+    session = regression(epochs=1).add_data(train=(numbers()[0].to(dtype), numbers()[1]))
+    with pytest.raises(RuntimeError) as caught:
+        session.train()
+
+    assert f"The inputs are {str(dtype)[6:]}: if they are no indices, pass x.float()" in caught.value.__notes__[0]
+
+
+def test_a_batch_of_one_with_batch_statistics() -> None:
+    """The last batch of an epoch that is too small for BatchNorm is told as that."""
+    session = regression(nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1)).double(), epochs=1, batch_size=50)
+    with pytest.raises(ValueError, match="more than 1 value per channel") as caught:
+        session.train()
+    session.train(batch_size=40)
+
+    assert "this batch, the rest of an epoch, has one: take another batch_size" in caught.value.__notes__[0]
+
+
 def test_an_error_in_the_criterion_keeps_the_session() -> None:
     """Class numbers beyond the outputs raise torch's error; a model with more outputs then trains."""
     session = quiet(epochs=1).add_data(train=classes()).add_model(network(2)).set_criterion(nn.CrossEntropyLoss)
     session.set_optimizer(optim.SGD)
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(IndexError, match="out of bounds") as caught:
         session.train()
     session.add_model(network(3)).train()
+
+    assert "a class number that the model has no output for" in caught.value.__notes__[0]
 
     assert 1 == len(session.history)
 
@@ -158,8 +262,9 @@ def test_an_error_in_a_metric_costs_no_epoch() -> None:
 
     straight, session = regression(epochs=2), regression(epochs=2).set_metrics(fails=fails)
     straight.train()
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         session.train()
+    assert "this was the metric 'fails'" in caught.value.__notes__[0]
     assert [0, 1] == session.history["epoch"].tolist()
     assert 0.0 == distance(straight.model, session.model)
     session.set_metrics().train(1)

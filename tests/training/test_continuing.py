@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.plain import classes, distance, network, numbers, quiet, regression
+from harness.plain import classes, distance, network, numbers, quiet, regression, weights
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from quik_nb import DivergenceError, QuikSession, RecipeError
+from quik_nb.training.snapshot import Progress
 
 STEPS = 7  # 101 samples in batches of 16
 
@@ -397,6 +398,81 @@ def test_a_cell_with_tensors_may_be_run_again() -> None:
 
     assert rows(whole) == rows(parts)
     assert 0.0 == distance(whole.model, parts.model)
+
+
+OTHER_FORMS: list[tuple[type[optim.Optimizer], dict[str, Any], dict[str, Any]]] = [
+    (optim.AdamW, {}, {"amsgrad": True}),
+    (optim.AdamW, {"amsgrad": True}, {}),
+    (optim.RMSprop, {}, {"momentum": 0.9}),
+    (optim.RMSprop, {"centered": True}, {"momentum": 0.9}),
+    (optim.SGD, {}, {"momentum": 0.9, "nesterov": True}),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "before", "after"), OTHER_FORMS)
+def test_an_optimizer_of_another_form_starts_anew(
+    optimizer: type[optim.Optimizer], before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """Keywords that need other moments begin with none, as an optimizer that is made anew would."""
+    session, by_hand = regression(epochs=1), network()
+    session.set_optimizer(optimizer, **before).train()
+    by_hand.load_state_dict(session.model.state_dict())
+    session.set_optimizer(optimizer, **after).train()
+    fresh = regression(by_hand, epochs=1).set_optimizer(optimizer, **after)
+    fresh._state.progress = Progress(epoch=1)  # for the order of the samples
+    fresh.train()
+
+    assert distance(by_hand, session.model) < 1e-12
+
+
+def test_another_loss_is_judged_for_itself() -> None:
+    """After a change of the criterion the best epoch, for patience too, is one since then; the curve has a mark."""
+    session = regression(epochs=6, lr=0.05).set_criterion(lambda o, t: 0.001 * (o - t).square().mean())
+    session.train(1)
+    session.set_criterion(nn.MSELoss).train(patience=2)
+    history = session._state.history
+
+    assert 7 == len(history)
+    assert history.best is not None
+    assert history.best.epoch > 0
+    assert [(1.0, "another loss")] == [(mark.epoch, mark.label) for mark in history.marks]
+
+
+def test_what_one_call_is_given_wins() -> None:
+    """`train(lr=...)` holds over the optimizer's own keyword, for that call, and None switches a setting off."""
+    session = regression(epochs=1, clip_norm=1.0, freeze="0").set_optimizer(optim.SGD, lr=0.1)
+    session.train()
+    session.train(lr=1e-5, freeze=None)
+    moved = weights(session.model)
+    session.train(clip_norm=None)
+
+    assert [0.1, 1e-5, 0.1] == session.history["lr"].tolist()
+    assert [False, False, True] == session.history["grad_norm"].isna().tolist()
+    assert (moved["0.weight"] != network()[0].weight).any()  # type: ignore[index]
+
+
+def test_patience_begins_anew() -> None:
+    """A training that ended by patience goes on for as long again when it is asked to."""
+    session = regression(lr=1e-12, epochs=20, patience=2, min_delta=1.0)
+    lengths = [len(session.train().history) for _ in range(3)]
+
+    assert [3, 5, 7] == lengths
+
+
+def test_a_listener_is_replaced_by_itself() -> None:
+    """A cell with `on` that is run again leaves one function; another one is added; `off` removes them."""
+    seen: list[str] = []
+
+    def listen(session: QuikSession, word: str) -> None:
+        session.on("epoch_end", lambda event: seen.append(word))
+
+    session = regression(epochs=1)
+    for word in ("a", "a", "b"):
+        listen(session, word)
+    session.train()
+    session.off("epoch_end").train()
+
+    assert ["a", "b"] == seen
 
 
 def test_modes_are_given_back() -> None:

@@ -1,0 +1,82 @@
+"""Columns of a DataFrame as features and target, and what is wrong with those that cannot be either."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quik_nb.errors import RecipeError, suggest
+
+
+def check(frame: Any, split: str) -> None:
+    """Raise a RecipeError where a DataFrame has no rows."""
+    if not len(frame):
+        raise RecipeError(f"{split} is a DataFrame without rows: there is nothing to use; pass some samples.")
+
+
+def features(frame: Any, columns: Sequence[str], split: str) -> Tensor:
+    """(rows, columns) float tensor of the named columns.
+
+    Raises:
+        RecipeError: some of them are not there, hold no numbers, or have gaps.
+    """
+    _require(frame, columns, split)
+    if words := [c for c in columns if frame[c].dtype.kind not in "fiub"]:
+        first = frame[words[0]].dtype
+        how = (
+            f"as numbers, such as frame[{words[0]!r}].dt.dayofyear"
+            if first.kind == "M"
+            else f"for example frame[{words[0]!r}].astype('category').cat.codes"
+        )
+        raise RecipeError(
+            f"{split}: {_named(words)} {'holds' if len(words) == 1 else 'hold'} no numbers (dtype {first}): "
+            f"drop {'it' if len(words) == 1 else 'them'}, or encode {'it' if len(words) == 1 else 'them'}, {how}."
+        )
+    if gaps := [c for c in columns if frame[c].isna().any()]:
+        raise RecipeError(
+            f"{split}: {_named(gaps)} {'has' if len(gaps) == 1 else 'have'} missing values, which would turn the loss "
+            f"into NaN: fill them with frame.fillna(...) or drop the rows with frame.dropna()."
+        )
+    return torch.from_numpy(frame[list(columns)].to_numpy(dtype=np.float64, copy=True)).to(torch.get_default_dtype())
+
+
+def labels(frame: Any, target: Any, split: str) -> Any:
+    """The target column as an array.
+
+    Raises:
+        RecipeError: it was not named, is not there, holds no numbers, or has gaps.
+    """
+    columns = list(frame.columns)
+    if target is None:
+        raise RecipeError(
+            f"{split} is a DataFrame, and which column to predict was not said: "
+            f"type add_data({split}=frame, target={str(columns[-1])!r}) with the name of yours."
+        )
+    if isinstance(target, tuple | list | set) and target not in columns:
+        raise RecipeError(
+            f"target={target!r} is no column of {split}: one column is the target, by its name; with several, pass "
+            f"arrays, {split}=(frame[features].to_numpy(), frame[targets].to_numpy())."
+        )
+    _require(frame, [target], split)
+    column = frame[target]
+    if column.dtype.kind not in "fiub":
+        raise RecipeError(
+            f"{split}: the target column {target!r} holds no numbers (dtype {column.dtype}): "
+            f"encode it, for example frame[{target!r}].astype('category').cat.codes."
+        )
+    if column.isna().any():
+        raise RecipeError(f"{split}: the target column {target!r} has missing values: drop those rows first.")
+    return column.to_numpy(copy=True)
+
+
+def _require(frame: Any, columns: Sequence[str], split: str) -> None:
+    absent = [c for c in columns if c not in frame.columns]
+    if absent:
+        hint = suggest(str(absent[0]), map(str, frame.columns))
+        raise RecipeError(f"{split} has no column {_named(absent)}: {hint}.")
+
+
+def _named(columns: Sequence[str]) -> str:
+    return ", ".join(map(repr, columns))
