@@ -30,8 +30,9 @@ def rates_figure(
     axes.grid(axis="y", color=COLOURS["grid"], linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     if points:
-        start = points[0][1]
-        low = min(smoothed)
-        axes.set_ylim(low - 0.1 * abs(start - low) - 1e-9, start + 0.6 * abs(start - low) + 1e-9)
+        early = sorted(smoothed[: max(1, len(smoothed) // 5)])
+        start, low = early[len(early) // 2], min(smoothed)
+        room = max(start - low, 0.25 * abs(start), 1e-9)  # a curve that hardly falls looks like one
+        axes.set_ylim(low - 0.1 * room, start + 0.6 * room)
         axes.legend(frameon=False)
     return result

@@ -97,6 +97,29 @@ def test_the_suggestion_teaches() -> None:
     assert f"session.train(lr={found.suggestion:.2g})" in repr(found)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_noise_of_batches_is_no_fall(seed: int) -> None:
+    """What goes up and down while the rate is tiny is not taken for a fall: the suggestion is one that trains."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1000, 5, generator=generator)
+    y = x @ torch.randn(5, 1, generator=generator) + 0.1 * torch.randn(1000, 1, generator=generator)
+    session = quiet(batch_size=100, seed=seed).add_data(train=(x, y)).add_model(lambda: nn.Linear(5, 1))
+    session.set_criterion(nn.MSELoss).set_optimizer(optim.SGD, momentum=0.9)
+    suggestion = session.lr_find().suggestion
+
+    assert suggestion is not None
+    assert 3e-4 < suggestion < 3e-2
+
+
+def test_nan_in_the_data_is_told() -> None:
+    """Where no loss is a number the words say so, and the picture can be drawn."""
+    x, y = numbers()
+    found = regression().add_data(train=(x * torch.nan, y)).lr_find()
+
+    assert "look for NaN in the data" in repr(found)
+    assert "<img" in found._repr_html_()
+
+
 def test_no_fall_no_suggestion() -> None:
     """Where the loss only rises there is no suggestion, and the words say so."""
     found = regression().lr_find(start=5.0, end=50.0, steps=50)
