@@ -37,6 +37,8 @@ def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
     Raises:
         CheckpointError: a part cannot be written; the message names it.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, and a session is a file: type save({str(path / 'session.pt')!r}).")
     before = state.trained
     same = {split: before is not None and getattr(before, split) is getattr(recipe, split) for split in SPLITS}
     samples: dict[str, Any] = {split: compact(getattr(recipe, split)) for split in SPLITS}
@@ -107,6 +109,8 @@ def export(model: nn.Module, path: Path) -> None:
         raise QuikError(
             "export writes safetensors, and that package is not installed here: pip install 'quik_nb[safetensors]'"
         ) from error
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: type export({str(path / 'model.safetensors')!r}).")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     # copies, since tied weights, which share their memory, are refused

@@ -31,7 +31,7 @@ def epoch_seed(epoch):
 
 def seed_all(seed):
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 '''
 
@@ -47,7 +47,7 @@ def to_device(batch):
 AUTOCAST = {
     "bf16": "torch.autocast(device.type, dtype=torch.bfloat16)",
     "fp16": "torch.autocast(device.type, dtype=torch.float16)",
-    "auto": 'torch.autocast("cuda", dtype=torch.bfloat16, enabled=torch.cuda.is_bf16_supported())',
+    "auto": 'torch.autocast("cuda", dtype=torch.bfloat16, enabled=torch.cuda.is_bf16_supported(False))',
 }
 
 
@@ -62,10 +62,12 @@ class Script:
         recipe: complete.
         seeded: whether the model's maker, called under the seed, gives the weights that training starts from.
         maker: the function that makes the model; None for a model that was handed in.
+        beside: whether its data lies in a folder beside it, as `write_script` puts it, rather than in the session's.
     """
 
-    def __init__(self, recipe: Recipe, maker: Any, seeded: bool) -> None:
+    def __init__(self, recipe: Recipe, maker: Any, seeded: bool, beside: bool) -> None:
         self.recipe, self.settings, self.maker, self.seeded = recipe, recipe.settings, maker, seeded
+        self.beside = beside
         self.quote = Quoter()
         self.notes: list[str] = []
         assert recipe.train is not None  # Recipe.check has seen to it
@@ -118,7 +120,7 @@ class Script:
             f"BATCH_SIZE = {self._batch_size(self.train)}  # samples per optimizer step",
             f"SEED = {settings.seed}",
             f"DATE = {settings.date!r}",
-            f"DATA = Path({str(Files(Path(settings.base_dir), settings.date).folder)!r})",
+            f"DATA = {self._folder()}",
         ]
         if settings.accumulate > 1:
             lines.insert(2, f"ACCUMULATE = {settings.accumulate}  # micro-batches per optimizer step")
@@ -127,6 +129,11 @@ class Script:
         else:
             lines.append(f"device = torch.device({settings.device!r})")
         return "\n".join(lines)
+
+    def _folder(self) -> str:
+        if self.beside:
+            return "Path(__file__).parent / 'data'"
+        return f"Path({str(Files(Path(self.settings.base_dir), self.settings.date).folder)!r})"
 
     def _batch_size(self, source: Source | None) -> int:
         return getattr(source, "batch_size", None) or self.settings.batch_size
@@ -490,15 +497,16 @@ def _indented(lines: list[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def as_code(recipe: Recipe, maker: Any, seeded: bool) -> str:
+def as_code(recipe: Recipe, maker: Any, seeded: bool, beside: bool = False) -> str:
     """The script of a complete recipe.
 
     Args:
         recipe: that can train.
         maker: the function or class that made the model; None for a model that was handed in.
         seeded: whether the maker, called under the seed, gives the weights that training starts from.
+        beside: whether its data will lie in a folder beside it.
     """
-    return Script(recipe, maker, seeded).text()
+    return Script(recipe, maker, seeded, beside).text()
 
 
 def write_script(text: str, recipe: Recipe, original: dict[str, Any], folder: Path) -> None:

@@ -39,7 +39,7 @@ def parser() -> MagicParser:
     """The parser of the line, made when it is needed."""
     made = MagicParser(prog=f"%{NAME}", usage=USAGE.replace("%", "%%"), add_help=False)
     made.add_argument("session", nargs="?", help="the name of a QuikSession")
-    made.add_argument("--help", action="store_true", help="show this")
+    made.add_argument("-h", "--help", action="store_true", help="show this")
     add_arguments(made)
     return made
 

@@ -4,10 +4,12 @@
 the decision for eight GPUs is tested on a laptop.
 """
 
+import math
 import os
 import re
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -39,13 +41,32 @@ class Machine:
         held = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
         gpus = torch.cuda.device_count()  # by NVML, without a CUDA context
         return cls(
-            cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cpus=int(min(cores(), quota())),
             gpus=gpus,
             cuda_initialized=held,
             mps=torch.backends.mps.is_available(),
             main_thread=threading.current_thread() is threading.main_thread(),
             can_fork=hasattr(os, "fork"),
         )
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores that a container may use in the mean, as Kubernetes and Binder limit it; infinite where there is no limit.
+
+    From https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and the two files of version 1.
+    """
+    files = [folder / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+    try:
+        newer = folder / "cpu.max"
+        limit, period = newer.read_text().split() if newer.exists() else (file.read_text().strip() for file in files)
+    except OSError:
+        return math.inf
+    return math.inf if limit in ("max", "-1") else max(1, math.ceil(int(limit) / int(period)))
 
 
 @dataclass(frozen=True)
@@ -133,7 +154,7 @@ def _device_kind(device: str | None, machine: Machine) -> tuple[str, str]:
 def _process_count(request: Request, kind: str, machine: Machine) -> tuple[int, str]:
     if request.processes != "auto":
         return int(request.processes), f"processes={request.processes} was asked for" if request.processes != 1 else ""
-    if kind == "cuda" and machine.gpus > 1 and request.device in (None, "cuda"):
+    if kind == "cuda" and machine.gpus > 1 and request.device in (None, "cuda") and machine.can_fork:
         return machine.gpus, f"{machine.gpus} GPUs are there"
     return 1, ""
 
@@ -166,8 +187,11 @@ def _devices(device: str | None, kind: str, processes: int, machine: Machine) ->
 
 
 def _check_start(method: str, machine: Machine) -> None:
-    if method != "spawn" and not machine.can_fork:
-        raise PlacementError(f"start_method={method!r} needs fork, which this system lacks: type start_method='spawn'.")
+    if not machine.can_fork:
+        raise PlacementError(
+            "Workers need Linux or macOS, and this is neither: leave out processes and background, and train in this "
+            "process, or take WSL."
+        )
     if method == "fork" and machine.cuda_initialized:
         raise PlacementError(
             "start_method='fork' cannot be used: this process has initialised CUDA, and a fork cannot take it along; "

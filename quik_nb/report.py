@@ -102,7 +102,7 @@ def report(
         )
     if outputs.shape == targets.shape and (targets.is_floating_point() or isinstance(criterion, FLOAT_TARGETS)):
         return _numbers(title, outputs, targets, names)
-    return _classes(title, *flat_classes(outputs, targets), names)
+    return _classes(title, *flat_classes(outputs, targets, getattr(criterion, "ignore_index", IGNORED)), names)
 
 
 def _plain(value: Any) -> Tensor:
@@ -114,12 +114,13 @@ def _plain(value: Any) -> Tensor:
     return value.detach().cpu().double() if value.is_floating_point() else value.detach().cpu()
 
 
-def flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+def flat_classes(outputs: Tensor, targets: Tensor, ignored: int = IGNORED) -> tuple[Tensor, Tensor, int]:
     """Predicted and true class numbers, one after the other, and the number of classes.
 
     Args:
         outputs: scores, (samples, classes) or with further dimensions before or after the classes.
         targets: class numbers without the dimension of the classes, or scores of the outputs' shape.
+        ignored: the class number that is left aside, as the criterion does.
 
     >>> flat_classes(torch.eye(3), torch.tensor([0, 1, -100]))
     (tensor([0, 1]), tensor([0, 1]), 3)
@@ -134,7 +135,7 @@ def flat_classes(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]
             f"have set_step return (loss, outputs) with outputs of shape (samples, classes)."
         )
     dim = -1 if last else 1  # as Hugging Face's models have it, or as torch's criteria do
-    kept = targets.flatten() != IGNORED
+    kept = targets.flatten() != ignored
     return outputs.argmax(dim=dim).flatten()[kept], targets.flatten()[kept], shape[dim]
 
 

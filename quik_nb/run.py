@@ -16,6 +16,7 @@ from quik_nb.history import History
 from quik_nb.launch.base import Launch
 from quik_nb.training.snapshot import Snapshot
 from quik_nb.views.base import View
+from quik_nb.views.choose import cell_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +89,7 @@ class Run:
         self.state = "stopped"  # until it begins: an interrupt before that leaves nothing under way
         self.error: BaseException | None = None
         self.told = True
+        self._cell = cell_number()
         self._ending = self._ended = False
         self._end: RunEnd | WorkerFailure | None = None
 
@@ -283,7 +285,9 @@ class Run:
                 warnings.warn(f"{words}. Drawing failed: {type(error).__name__}: {error}", stacklevel=2)
 
     def _ipython_display_(self) -> None:
-        """Show nothing: the view has shown the run already, and a second line below it would only repeat it."""
+        """Show nothing under the cell that trains, where the view has shown it already; in another cell, a line."""
+        if self._cell is None or cell_number() != self._cell:
+            print(repr(self))
 
     def __repr__(self) -> str:
         return f"Run({self.state}: {self._history!r})"

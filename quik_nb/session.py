@@ -196,6 +196,9 @@ class QuikSession(Steps):
         progress = carried(state.progress, state.trained, recipe)
         if state.trained is not None and not measured_alike(state.trained, recipe):
             state.history.record(Mark(progress.epoch, "another loss", apart=True))
+        if state.held is not None:
+            state.history.record(Mark(progress.epoch, f"from epoch {state.held}"))
+            state.held = None
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
         job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)
@@ -273,10 +276,11 @@ class QuikSession(Steps):
     def reset(self) -> Self:
         """Start anew: the weights of before the first epoch, an empty history, a new run folder. Files stay."""
         self._before_change("reset")
-        if self._maker is not None:
+        original = self._state.original
+        if original is not None and self._maker is not None:
             self._recipe = replace(self._recipe, model=self._make(self._maker))
-        elif self._state.original is not None:
-            self.model.load_state_dict(self._state.original)
+        if original is not None:
+            self.model.load_state_dict(original)  # which a maker alone does not give where weights were loaded
         self._state = State()
         return self
 
@@ -447,7 +451,7 @@ class QuikSession(Steps):
         original = self._state.original or recipe.model.state_dict()  # type: ignore[union-attr]
         made = None if self._maker is None else self._make(self._maker).state_dict()
         seeded = made is not None and all(torch.equal(made[key].cpu(), original[key].cpu()) for key in original)
-        text = as_code(recipe, self._maker, seeded)
+        text = as_code(recipe, self._maker, seeded, beside=folder is not None)
         if folder is not None:
             write_script(text, recipe, original, Path(folder))
         return text
@@ -464,6 +468,7 @@ class QuikSession(Steps):
         self._before_change("load_epoch")
         path = self._state.weights_file(epoch, self._files)
         load_into(self.model, read_weights(path), path.name)
+        self._state.held = epoch
         return self
 
     def load_best(self) -> Self:
@@ -494,7 +499,7 @@ class QuikSession(Steps):
         saved = read_session(where)
         session = cls()
         session._recipe = saved.recipe
-        session._state = State(saved.history, saved.progress, saved.recipe, saved.original, where)
+        session._state = State(saved.history, saved.progress, saved.recipe, saved.original, folder=where)
         load_into(session.model, saved.weights, str(where))
         return session
 
@@ -541,10 +546,10 @@ class QuikSession(Steps):
     # ------------------------------------------------------------------ how it shows
 
     def __repr__(self) -> str:
-        return summary_text(self._recipe, self._state.history)
+        return summary_text(self._recipe, self._state.history, self._state.held)
 
     def _repr_html_(self) -> str:
-        return summary_html(self._recipe, self._state.history)
+        return summary_html(self._recipe, self._state.history, self._state.held)
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") or name.startswith("__")]

@@ -27,6 +27,8 @@ class State:
     """the recipe of the last call of train()"""
     original: dict[str, Any] | None = None
     """the weights of before the first epoch"""
+    held: int | None = None
+    """the epoch whose weights were loaded back, until training goes on from them"""
     folder: Path | None = None
     """the run folder, once something was saved there"""
     earlier: tuple[Path, int] | None = None

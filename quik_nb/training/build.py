@@ -36,6 +36,8 @@ def _can_fuse(spec: Spec, model: nn.Module) -> bool:
     if chosen or not spec.takes("fused") or not getattr(spec.target, "__module__", "").startswith("torch.optim"):
         return False
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if spec.target is optim.Adagrad and any(p.device.type != "cpu" for p in parameters):
+        return False  # whose fused form some versions of torch have on the CPU only
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
     return not sparse and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
@@ -121,5 +123,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
     torch.bfloat16
     """
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = (
+            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        )
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

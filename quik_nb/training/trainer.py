@@ -27,7 +27,7 @@ from quik_nb.errors import DivergenceError, RecipeError
 from quik_nb.events import EpochEnd, Event, Mark, Printed, Row, RunEnd, RunStart, StepEnd
 from quik_nb.history import score
 from quik_nb.recipe import Recipe
-from quik_nb.sources import SPLITS, Source
+from quik_nb.sources import SPLITS, Source, Tensors
 from quik_nb.training import rng
 from quik_nb.training.batch import Batch
 from quik_nb.training.build import resolve_precision
@@ -94,6 +94,8 @@ class Trainer:
         assert recipe.train is not None
         self.job, self.recipe, self.settings, self.world = job, recipe, settings, world
         self.controls, self.keep, self.clock = controls or Controls(), keep, clock
+        self.outbox: deque[Event] = deque()
+        self.emit: Callable[[Event], None] = self.outbox.append
         self.model = recipe.model.to(world.device)
         self.model.zero_grad()  # of a backward pass that the user tried by hand
         self.step = Step(recipe, world.device, recipe.train)
@@ -114,8 +116,11 @@ class Trainer:
         self.updater = Updater(recipe, self.model, world, scaled, self.step.sums)
         self.updater.plan(job.progress, job.epochs, self.batches.steps)
         self.net = self._wrap(self.model)
-        self.outbox: deque[Event] = deque()
-        self.emit: Callable[[Event], None] = self.outbox.append
+        if loose := trained_by_nobody(self.step.criterion):
+            self._note(
+                f"The criterion has parameters of its own ({', '.join(loose)}), which the optimizer does not train: "
+                f"make it a part of the model, or switch them off with requires_grad_(False)."
+            )
         self.call = Compiled(self.net, self._note) if settings.compile else self.net
         self.epoch, self.step_in_epoch, self.steps_done = job.progress.epoch, job.progress.step, 0
         self.batch: Batch | None = None
@@ -384,10 +389,12 @@ class Trainer:
         first = self.job.progress.step if self.epoch == self.job.progress.epoch else 0
         step = first + self.meter.bad // self.settings.accumulate
         held = "those of the last row" if self.epoch else "as they were before"
+        spoilt = not_finite(self.recipe.train)
+        advice = f"In {spoilt} of train are NaN or infinite values: fill them or leave their rows out."
         raise DivergenceError(
             f"The training loss became NaN or infinite in epoch {self.epoch}, step {step}, with learning rate "
             f"{self.updater.lr:g}.\nThe weights are {held}. "
-            f"Type a smaller lr, clip_norm=1.0, or look for NaN in the data."
+            f"{advice if spoilt else 'Type a smaller lr, or clip_norm=1.0.'}"
         )
 
     # ------------------------------------------------------------------ validation
@@ -514,3 +521,17 @@ class Trainer:
             seconds=self.row.time if self.row is not None else 0.0,
             generators=self.states,
         )
+
+
+def not_finite(source: Source | None) -> str:
+    """Which of the tensors in memory hold NaN or infinite values, in words; nothing where none does."""
+    tensors = source.tensors if isinstance(source, Tensors) else ()
+    names = (isinstance(source, Tensors) and source.names) or [f"tensor {i}" for i in range(len(tensors))]
+    spoilt = [name for name, t in zip(names, tensors, strict=True) if not torch.isfinite(t).all()]
+    return " and ".join(spoilt)
+
+
+def trained_by_nobody(criterion: object) -> list[str]:
+    """The names of a criterion's own parameters."""
+    named = criterion.named_parameters() if isinstance(criterion, nn.Module) else ()
+    return [name for name, parameter in named if parameter.requires_grad]

@@ -64,6 +64,13 @@ def waits_for_cells() -> bool:
     return not request.get("content", {}).get("allow_stdin", True)
 
 
+def cell_number() -> int | None:
+    """The number of the cell that runs now; None outside IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "execution_count", None)
+
+
 def choose(view: str | bool, history: History, controls: Controls | None = None, title: str = "") -> tuple[View, str]:
     """The view that draws this history from now on, and the reason for it."""
     kind, reason = decide(view, FrontEnd.look())

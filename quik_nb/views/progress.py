@@ -124,6 +124,8 @@ class Progress:
             case RunEnd(state="stopped", reason=reason):
                 why = f" ({first_line(reason)})" if reason else ""
                 return f"stopped {self._place()}, all kept{why}"
+            case RunEnd(reason=reason) if reason:
+                return f"finished {self._place()} ({first_line(reason)})"
         if self.state == "stopped":
             return f"stopped {self._place()}, all kept"
         return "" if self.state == "waiting" else self.state

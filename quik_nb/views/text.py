@@ -7,7 +7,7 @@ from quik_nb.events import EpochEnd, Event, Printed, Row, RunEnd, RunStart, Step
 from quik_nb.history import History
 from quik_nb.views.printed import Printer
 from quik_nb.views.progress import Progress
-from quik_nb.views.table import aligned, cells, header, starred
+from quik_nb.views.table import aligned, cells, header, starred, text
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,16 +26,14 @@ class TextView:
         self._bar: tqdm[Any] | None = None
         self._columns: list[str] = []
         self._shown = False
-        for row in history.rows:
-            self._print_row(row, best=False)
 
     def show(self, event: Event) -> None:
         """Print what is finished, move the bar."""
         self._progress.record(event)
         match event:
-            case RunStart(where=where):
+            case RunStart():
                 self._shown = True
-                self._print(where)
+                self._begin(event)
             case StepEnd():
                 self._move(event)
             case EpochEnd(row=row, best=best):
@@ -47,16 +45,30 @@ class TextView:
                 self._end_bar()
 
     def close(self) -> None:
-        """Print how it ended."""
+        """Print how it ended; the table of a history that no run was shown of."""
         self._end_bar()
         self._progress.closed = True
         if self._shown:
             self._print(self._progress.summary())
-            self._shown = False
+        elif self._history.rows:
+            self._print(text(self._history))
+        self._shown = False
+
+    def _begin(self, event: RunStart) -> None:
+        """Where it trains, and the rows that it has by now; those of earlier runs stand above, or elsewhere."""
+        self._print(event.where)
+        for row in self._history.rows:
+            if row.epoch >= event.epoch and row.share == 1.0:
+                self._print_row(row, best=False)
 
     def _print(self, line: str) -> None:
         out = self._out or sys.stdout
-        out.write(line + "\n" if line else "")
+        words = line + "\n" if line else ""
+        try:
+            out.write(words)
+        except UnicodeEncodeError:  # a terminal or a log of few letters
+            known = getattr(out, "encoding", None) or "ascii"
+            out.write(words.encode(known, "replace").decode(known))
         out.flush()  # a log that is followed shows each epoch when it ends
 
     def _print_row(self, row: Row, best: bool) -> None:

@@ -94,6 +94,8 @@ def named(samples: int) -> dict[str, Tensor]:
 CASES: dict[str, Callable[[], QuikSession]] = {
     "plain": lambda: regression(epochs=3),
     "own class": lambda: regression(net(7), epochs=2, clip_norm=0.1).set_optimizer(optim.AdamW, weight_decay=0.1),
+    "another folder": lambda: regression(epochs=1, base_dir="elsewhere"),
+    "long seed": lambda: regression(epochs=1, seed=2**40).add_model(lambda: Net(6, outputs=1)),
     "made by a class": lambda: regression(epochs=2).add_model(lambda: Net(6, outputs=1)),
     "dropout, schedule per batch": lambda: (
         regression(network(dropout=0.5), epochs=3)

@@ -1,11 +1,13 @@
 """Where to train is decided from facts alone, so eight GPUs are tested on a laptop."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quik_nb import PlacementError
-from quik_nb.placement import Machine, Placement, Request, place
+from quik_nb.placement import Machine, Placement, Request, place, quota
 
 LAPTOP = Machine(cpus=8)
 ONE_GPU = Machine(cpus=16, gpus=1)
@@ -33,7 +35,7 @@ DECISIONS: list[tuple[Request, Machine, tuple[str, ...], bool]] = [
     (Request(), MAC, ("cpu",), True),
     (Request(background=True), LAPTOP, ("cpu",), False),
     (Request(background=True), ONE_GPU, ("cuda:0",), False),
-    (Request(2, start_method="spawn"), WINDOWS, ("cpu",) * 2, False),
+    (Request(), Machine(cpus=8, gpus=2, can_fork=False), ("cuda:0",), True),
     (Request(), WINDOWS, ("cpu",), True),
     (Request(2), CUDA_IN_USE, GPUS[:2], False),
 ]
@@ -78,7 +80,14 @@ ERRORS: list[tuple[Request, Machine, str]] = [
     (Request(device="mps"), LAPTOP, "no Apple GPU"),
     (Request(device="tpu"), EIGHT, "device='tpu' is not a device"),
     (Request(device="cuda:x"), EIGHT, "device='cuda:x' is not a device"),
-    (Request(2), WINDOWS, "start_method='forkserver' needs fork.*start_method='spawn'"),
+    (Request(2), WINDOWS, "Workers need Linux or macOS"),
+    (Request(background=True), WINDOWS, "leave out processes and background"),
+    (
+        Request(1000),
+        Machine(cpus=2),
+        "processes=1000 .* this machine has 2 cores.*type processes=2",
+    ),
+    (Request(2, device="mps"), Machine(cpus=8, mps=True), "processes=2 was asked for on device='mps'"),
     (Request(2, start_method="fork"), CUDA_IN_USE, "initialised CUDA"),
 ]
 
@@ -109,3 +118,24 @@ def test_this_machine_is_detected() -> None:
     assert machine.cpus >= 1
     assert before == torch.cuda.is_initialized()
     assert place(Request(1), machine).in_process
+
+
+LIMITS: list[tuple[dict[str, str], float]] = [
+    ({}, math.inf),
+    ({"cpu.max": "max 100000\n"}, math.inf),
+    ({"cpu.max": "200000 100000\n"}, 2),
+    ({"cpu.max": "150000 100000\n"}, 2),
+    ({"cpu.max": "10000 100000\n"}, 1),
+    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+    ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+]
+
+
+@pytest.mark.parametrize(("files", "cores"), LIMITS)
+def test_a_container_has_the_cores_that_it_may_use(tmp_path: Path, files: dict[str, str], cores: float) -> None:
+    """The limit of a container counts, not the cores of the machine below it, in both versions of control groups."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert cores == quota(tmp_path)

@@ -69,12 +69,35 @@ def test_a_terminal_has_a_bar_within_the_epoch(make_events: Make) -> None:
     assert 5 == len(text.splitlines())
 
 
-def test_earlier_rows_are_printed_at_once(make_history: Make) -> None:
-    """A view on a history with rows begins with them, and goes on under the same header."""
-    text = shown(make_history(2), RunStart(2, 2, 1, "here"), RunEnd("finished"))
+def test_each_run_prints_its_own_rows(make_history: Make, make_row: Make) -> None:
+    """A run that goes on does not repeat the rows of the one before; a view that joins it later has all of its rows."""
+    text = shown(make_history(3), RunStart(2, 4, 1, "here"), EpochEnd(make_row(3)), RunEnd("finished"))
 
-    assert 1 == text.count("train_loss ")
-    assert ["epoch", "0", "1", "here"] == [line.split()[0] for line in text.splitlines()[:4]]
+    assert ["here", "epoch", "2", "3", "finished"] == [line.split()[0] for line in text.splitlines()]
+
+
+def test_a_history_alone_is_printed_as_a_table(make_history: Make) -> None:
+    """Where no run is under way all rows are printed, under one header."""
+    assert ["epoch", "0", "1"] == [line.split()[0] for line in shown(make_history(2)).splitlines()]
+
+
+def test_a_terminal_of_few_letters(make_events: Make) -> None:
+    """Where dots and dashes cannot be written others stand in their place, and the training goes on."""
+    raw = io.BytesIO()
+    view = TextView(history := History(), out=io.TextIOWrapper(raw, encoding="ascii"), err=io.StringIO())
+    for event in make_events(1):
+        history.record(event)
+        view.show(event)
+    view.close()
+
+    assert b"finished ? 1 epoch in 01:01" in raw.getvalue()
+
+
+def test_an_early_end_says_why(make_events: Make) -> None:
+    """A training that patience ended is not like one that came to its last epoch."""
+    text = shown(History(), *make_events(3)[:-1], RunEnd("finished", "no better loss for 2 epochs"))
+
+    assert "finished after epoch 2 (no better loss for 2 epochs)" in text.splitlines()[-1]
 
 
 def test_a_new_metric_gets_a_new_header(make_row: Make) -> None:
