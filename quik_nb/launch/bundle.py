@@ -8,6 +8,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +26,9 @@ from quik_nb.sources import SPLITS, Source, Tensors
 from quik_nb.training.trainer import Job
 
 PREFIX = "quik_nb_"
+LOCK = "lock"
+JUST_MADE = 10.0
+"""Seconds for which a folder may be without its lock."""
 
 
 class Scratch:
@@ -33,12 +37,15 @@ class Scratch:
     def __init__(self) -> None:
         self.path: Path | None = None
         self._data: tuple[Path, object, tuple[Source | None, ...]] | None = None
+        self._held: int | None = None
+        """the descriptor of the folder's lock, held for as long as this process lives"""
 
     def folder(self) -> Path:
         """A folder that only this user can read."""
         if self.path is None or not self.path.exists() or not self.path.name.startswith(f"{PREFIX}{os.getpid()}_"):
             _sweep()
             self.path, self._data = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_")), None
+            self._held = _hold(self.path / LOCK)
             atexit.register(shutil.rmtree, self.path, ignore_errors=True)
         return self.path
 
@@ -63,20 +70,27 @@ SCRATCH = Scratch()
 def _sweep() -> None:
     """Remove the folders of processes that were killed before they could."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*_*"):
-        with suppress(OSError, ValueError):  # of another user, or gone already
-            pid = int(folder.name.removeprefix(PREFIX).split("_")[0])
-            if folder.stat().st_uid == os.getuid() and not _alive(pid):
+        with suppress(OSError):  # of another user, or gone already
+            settled = (folder / LOCK).exists() or time.time() - folder.stat().st_mtime > JUST_MADE
+            if folder.stat().st_uid == os.getuid() and settled and (held := _hold(folder / LOCK)) is not None:
+                os.close(held)
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def _hold(lock: Path) -> int | None:
+    """The lock of a folder, or None where another process has it; one that was killed has none.
+
+    A process's number would not do: another container, or another host with the same folder, may have that number too.
+    """
+    import fcntl  # not everywhere, and nowhere that workers do not run
+
+    held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return None
+    return held
 
 
 def fingerprint(sources: tuple[Source | None, ...]) -> object:

@@ -27,9 +27,18 @@ def context(start_method: str) -> BaseContext:
     made = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
         made.set_forkserver_preload(PRELOAD)
+        _forget_lost_server()
         if not os.path.isdir(multiprocessing.current_process()._config.get("tempdir") or ""):  # type: ignore[attr-defined]
             keep_sockets_in(SCRATCH.folder())
     return made
+
+
+def _forget_lost_server() -> None:
+    """Have a new server started where the socket of the old one is gone, as after a cleaning of the temporary files."""
+    server: Any = forkserver._forkserver
+    address = server._forkserver_address
+    if address is not None and not util.is_abstract_socket_namespace(address) and not os.path.exists(address):
+        server._forkserver_pid = None  # it ends by itself, with this process or with the workers that it still has
 
 
 def keep_sockets_in(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A worker that raises, dies or hangs: the notebook shows who and where, in seconds, and nothing is left."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -266,6 +267,29 @@ def test_a_kernel_that_ends_leaves_no_files(own_notebook: Notebook) -> None:
 
     assert everything_gone(kernel) < GONE_SECONDS
     assert [] == [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
+
+
+def test_temporary_files_that_are_cleaned_away(own_notebook: Notebook) -> None:
+    """Where the folder for temporary files is emptied, by whomever, the next training starts as the first one did."""
+    kernel, temporary = own_notebook
+    kernel.ok("s = session(Net()); s.train(processes=2)")
+    for path in temporary.glob("quik_nb_*"):
+        shutil.rmtree(path)
+
+    assert "finished" == kernel.ok("print(s.train(epochs=1, processes=2).state)").text.splitlines()[-1]
+
+
+def test_a_folder_in_use_is_not_swept(own_notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process leaves the folder alone whose owner lives, also where it cannot see that process."""
+    kernel, temporary = own_notebook
+    kernel.ok("s = session(Net()); s.train(processes=2)")
+    (folder,) = temporary.glob("quik_nb_*")
+    renamed = folder.rename(temporary / f"quik_nb_1_{folder.name[-8:]}")  # of a process that this one cannot know
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    other = Scratch()
+    other.folder()
+
+    assert renamed.exists()
 
 
 def test_a_run_leaves_only_the_samples(notebook: Kernel, started: Notebook) -> None:
