@@ -26,7 +26,8 @@ TRAINING = RECORDS | PLANS | {"training"}
 LAUNCH = TRAINING | {"launch"}
 RUN = LAUNCH | {"views", "run"}
 PIECES = {"archive", "checks", "code", "quoting", "rates", "report", "state", "steps", "summary", "tried"}
-SESSION = RUN | PIECES | {"arguments", "session"}
+RUNS = RUN | {"checks", "runs", "state", "steps", "tried"}
+SESSION = RUNS | PIECES | {"arguments", "session"}
 DOORS = SESSION | {"__init__", "__main__", "cells", "doctor", "magic"}
 
 MAY_IMPORT = {
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "launch": LAUNCH,
     "views": RECORDS | {"views"},
     "run": RUN,
+    "runs": RUNS,
     "state": LAUNCH | {"state"},
     "steps": LAUNCH | {"steps"},
     "summary": LAUNCH | {"summary"},

@@ -44,6 +44,15 @@ def test_it_comes_to_the_same_numbers_as_the_cell_that_waits(notebook: Kernel) -
     assert "finished True True" == result
 
 
+def test_a_run_is_shown_in_later_cells(notebook: Kernel) -> None:
+    """Under the cell that trains the view is enough; in a later one the run says how it ended."""
+    training = notebook.ok("s = session(Net(), epochs=2, view='auto'); s.train(processes=1)")
+    later = notebook.ok("s.run")
+
+    assert "Run(" not in training.text
+    assert later.text.startswith("Run(finished: 2 epochs, best valid_loss")
+
+
 def test_wait_takes_a_time(notebook: Kernel) -> None:
     """`wait` with a timeout returns, and leaves the run as it is."""
     result = notebook.ok(f"{LONG})\nbegan = time.time(); print(run.wait(0.1).state, time.time() - began < 1)")

@@ -138,3 +138,12 @@ except QuikError as error:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert "pip install 'quik_nb[metrics]'" in said
+
+
+def test_labels_that_the_criterion_ignores_are_not_counted() -> None:
+    """A class that is left aside in the loss is left aside in the report."""
+    x, y = classes(60)
+    session = quiet(epochs=1).add_data(train=(x, y), valid=(x, y)).add_model(network(3)).set_optimizer(optim.SGD)
+    session.set_criterion(nn.CrossEntropyLoss, ignore_index=0).train()
+
+    assert int((y != 0).sum()) == session.report().table.loc["weighted avg", "support"]

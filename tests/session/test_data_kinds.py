@@ -347,6 +347,13 @@ def test_a_table_with_numbers() -> None:
     assert torch.equal(outputs, session.predict(torch.tensor(data[["a", "b"]].to_numpy(), dtype=torch.float32)))
 
 
+class Endless(Dataset[tuple[Tensor, Tensor]]):
+    """A dataset without a length."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return numbers()[0][index], numbers()[1][index]
+
+
 WRONG: dict[str, tuple[Make, dict[str, Any], str]] = {
     "column": (frame, {"target": "knd"}, "did you mean 'kind'"),
     "no target": (frame, {}, r"target='size'"),
@@ -364,6 +371,12 @@ WRONG: dict[str, tuple[Make, dict[str, Any], str]] = {
     "text": (lambda: "train.csv", {}, "train is a str"),
     "number": (lambda: 5, {}, "train is an int"),
     "target of tensors": (lambda: numbers(), {"target": "y"}, "names a column"),
+    "too many parts": (numbers, {"valid": 0.6, "test": 0.6}, "test=0.6 of 101 samples, of which 40 are left"),
+    "nest of tuples": (lambda: (numbers()[0], numbers()), {}, "a tuple of Tensor, tuple: pass one tuple of tensors"),
+    "list of samples": (lambda: [numbers(1), numbers(1)], {}, r"a list of tuple: .*default_collate\(samples\)"),
+    "endless dataset": (Endless, {}, "does not tell how many samples it has: pass one with a method __len__"),
+    "several targets": (frame, {"target": ["kind", "size"]}, r"pass arrays, train=\(frame\[features\]"),
+    "dates": (lambda: frame(a=pd.Timestamp("2020")), {"target": "kind"}, r"frame\['a'\].dt.dayofyear"),
     "all for validation": (numbers, {"valid": 101}, "leaves one of the splits empty"),
     "nothing for validation": (numbers, {"valid": 0.001}, "leaves one of the splits empty"),
     "the whole for validation": (numbers, {"valid": 1.0}, "leaves one of the splits empty"),
@@ -396,6 +409,20 @@ def test_saved_tensors_of_a_date(tmp_path: Path) -> None:
 
     assert distance(trained(numbers()).model, session.model) == 0.0
     assert "test" not in repr(session).split()
+
+
+def test_saved_tensors_with_a_part_given(tmp_path: Path) -> None:
+    """Beside saved training tensors a share or data of one's own is taken as it is given."""
+    (tmp_path / "data").mkdir()
+    torch.save(numbers(), tmp_path / "data" / "train_tensor_20210101.pt")
+    torch.save(numbers(37), tmp_path / "data" / "valid_tensor_20210101.pt")
+    session = quiet(base_dir=tmp_path, data_date="20210101").add_model(nn.Identity())
+    sizes = [
+        [len(session.add_data(**given).predict(split)) for split in ("train", "valid")]
+        for given in ({}, {"valid": np.float64(0.2)}, {"valid": numbers(11)}, {"valid": 5, "test": 6})
+    ]
+
+    assert [[101, 37], [81, 20], [101, 11], [90, 5]] == sizes
 
 
 def test_saved_tensors_that_are_not_there(tmp_path: Path) -> None:
