@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,21 @@ def test_a_session_says_what_is_set_and_what_is_missing() -> None:
     assert "Sequential, 57 parameters" in full
     assert "SGD(lr=0.001, fused=True)" in full
     assert "OneCycleLR(max_lr=0.1), stepped per batch, total_steps=21 filled in" in full
+
+
+def test_a_session_shows_all_that_was_set(tmp_path: Path) -> None:
+    """Each setting that is not the default stands there, what is frozen is counted, and loaded weights are named."""
+    session = regression(epochs=2, clip_norm=1.0, freeze="0", patience=3, save=True, base_dir=tmp_path, name="first")
+    session.train()
+    shown = repr(session.load_epoch(0))
+
+    assert "epochs=2, seed=42, precision='fp32', clip_norm=1.0" in shown
+    assert {"patience=3", "freeze='0'", "name='first'"} <= set(shown.replace("\n", ", ").split(", "))
+    assert "57 parameters, 48 of them frozen" in shown
+    assert "; weights of epoch 0" in shown
+    session.train()
+    assert "; weights of epoch 0" not in repr(session)
+    assert ["from epoch 0"] == [mark.label for mark in session._state.history.marks]
 
 
 def test_the_batch_size_of_a_loader_shows() -> None:
