@@ -144,6 +144,11 @@ class Runs(Steps):
                 f"batch_size={changes['batch_size']!r} was asked for, and the DataLoader of train makes batches of "
                 f"{source.batch_size}: pass the dataset itself to add_data, or a loader with that size."  # type: ignore[union-attr]
             )
+        if changes.get("lr") is not None and recipe.scheduler is not None and recipe.scheduler.takes("max_lr"):
+            raise RecipeError(
+                f"lr={changes['lr']!r} was asked for, and {recipe.scheduler.name} sets the rate itself: type "
+                f"set_scheduler({recipe.scheduler.name}, max_lr={changes['lr']!r}), or set_scheduler(None) for none."
+            )
         if recipe.optimizer is not None:
             instead = {name for name in OPTIMIZER_DEFAULTS if changes.get(name) is not None}
             own = {k: v for k, v in recipe.optimizer.keywords.items() if k not in instead}
@@ -155,9 +160,9 @@ class Runs(Steps):
         progress = carried(state.progress, state.trained, recipe)
         if state.trained is not None and not measured_alike(state.trained, recipe):
             state.history.record(Mark(progress.epoch, "another loss", apart=True))
-        if state.held is not None:
+        if state.held is not None and state.held != progress.epoch - 1:
             state.history.record(Mark(progress.epoch, f"from epoch {state.held}"))
-            state.held = None
+        state.held = None
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
         job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)

@@ -121,7 +121,13 @@ class Steps:
         return module
 
     def set_criterion(self, criterion: Any, **keywords: Any) -> Self:
-        """Set the loss: a class with its keywords, a function of (outputs, target), or an instance."""
+        """Set the loss.
+
+        Args:
+            criterion: a class, such as `nn.CrossEntropyLoss`; a function of (outputs, target) that gives the mean over
+                the samples; or an instance. With `reduction="sum"` the history shows the mean all the same.
+            keywords: of the class or function.
+        """
         return self._with("set_criterion", criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
 
     def set_optimizer(

@@ -17,7 +17,7 @@ from quik_nb.training.in_memory import TensorPass
 from quik_nb.training.loaders import StreamBatches
 from quik_nb.training.metrics import MetricSet, detached, exact, join
 from quik_nb.training.modes import evaluating
-from quik_nb.training.step import Step, main_output, split_batch
+from quik_nb.training.step import Step, describe, main_output, split_batch
 from quik_nb.training.world import World
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -93,12 +93,25 @@ def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
         batches = pass_batches(source, recipe.settings, world)
         for batch in batches.epoch(recipe.settings.seed, 0):
             inputs = model_inputs(batch.data, width)
-            with autocast():
+            with autocast(), told(inputs):
                 outputs = main_output(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
             parts.append(to_device(detached(outputs), torch.device("cpu")))
             if len(parts) == 1:
                 grow(batches, batch, outputs)
     return join(parts)
+
+
+@contextmanager
+def told(inputs: Any) -> Iterator[None]:
+    """Say of an error in a forward pass what the model was called with: a step of the user's own is not asked here."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"quik_nb: predict called the model with {describe(inputs)}; where a batch holds more than it takes, "
+            f"pass the inputs alone, predict(x)."
+        )
+        raise
 
 
 def grow(batches: Batches, batch: Batch, outputs: Any) -> None:

@@ -76,7 +76,7 @@ def _walk(trainer: Trainer, start: float, end: float, steps: int) -> Iterator[Po
             if fresh:
                 meter.read()
                 yield rate, (meter.sum - total) / (meter.count - samples)
-        trainer.epoch, trainer.step_in_epoch = trainer.epoch + 1, 0
+        trainer.next_epoch()
 
 
 @contextmanager

@@ -441,7 +441,7 @@ class Trainer:
         better = loss < self.best
         self.stale = 0 if loss < self.best - self.settings.min_delta else self.stale + 1
         self.best = min(self.best, loss)
-        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.next_epoch()
         self.row = row
         if self.world.is_logger:
             self.keep(self)
@@ -452,6 +452,10 @@ class Trainer:
             self.reason = f"no better loss for {self.stale} epochs"
         elif self.epoch < self.job.epochs and self._stop_agreed():
             raise Stopped
+
+    def next_epoch(self) -> None:
+        """Stand at the beginning of the epoch after this one."""
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def _train_values(self) -> dict[str, float]:
         """The columns that come from training itself."""
@@ -496,7 +500,7 @@ class Trainer:
 
     def _keep_within(self) -> None:
         steps = self.batches.steps
-        share = min(self.step_in_epoch / steps, 0.999) if steps else 0.5
+        share = min(self.step_in_epoch / steps, 0.99) if steps else 0.5  # at 1.0 the epoch would be whole
         self.row = self._row({}, share)
         self.states = self.world.gather(rng.capture(self.world.device))
         if self.world.is_logger:

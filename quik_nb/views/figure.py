@@ -64,6 +64,9 @@ def _losses(panel: "Axes", history: History, log: bool) -> None:
             parse_math=False,
         )
     panel.set_ylabel("loss")
+    if not history.rows:
+        panel.set(xlim=(-0.5, 4.5), ylim=(0, 1))
+        panel.text(2, 0.5, "no epochs yet", ha="center", va="center", color=COLOURS["mark"])
     if log:
         panel.set_yscale("log")
 

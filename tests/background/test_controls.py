@@ -142,7 +142,7 @@ def test_a_rate_that_is_none_is_refused_when_it_is_set(notebook: Kernel, lr: str
     """A learning rate that is no number above 0 is refused in a sentence, and the run goes on."""
     notebook.ok("s = session(Net(slow), epochs=100, view=False); run = s.train(background=True)")
     refused = notebook.run(f"run.set_lr({lr})")
-    state = last(notebook, "print(run.state); run.stop(); run.wait()")
+    state = last(notebook, "print(run.state); run.stop(); run.wait();")
 
     assert ["RecipeError"] == refused.errors
     assert "Type run.set_lr(3e-4)" in refused.traceback

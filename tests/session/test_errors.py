@@ -68,6 +68,10 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "name": (lambda s: s.train(name=3), "name=3 is not a text"),
     "base_dir": (lambda s: s.train(base_dir=None), "base_dir=None is not a folder"),
     "many processes": (lambda s: s.train(processes=1000), "processes=1000 .* this machine has"),
+    "rate of a schedule": (
+        lambda s: s.set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1).train(lr=1e-3),
+        r"OneCycleLR sets the rate itself: type set_scheduler\(OneCycleLR, max_lr=0.001\)",
+    ),
     "setting by hand": (lambda s: setattr(s, "epochs", 3), r"type session.train\(epochs=3\) for one call"),
     "column": (lambda s: s.set_metrics(valid_loss=lambda o, t: 0.0), "'valid_loss' is a column of every history"),
     "switch of metrics": (lambda s: s.set_metrics(train=lambda o, t: 0.0), "is the switch that measures"),

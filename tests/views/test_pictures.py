@@ -235,6 +235,11 @@ def test_the_figure_holds_the_rows(make_row: Make) -> None:
     assert "log" == figure(history, log=True).axes[0].get_yscale()
 
 
+def test_a_figure_of_nothing_says_so() -> None:
+    """Before the first epoch the figure is empty and says why."""
+    assert ["no epochs yet"] == [text.get_text() for text in figure(History()).axes[0].texts]
+
+
 def test_pyplot_is_never_loaded() -> None:
     """Neither the PNG nor the figure loads pyplot, which is not for threads; importing views loads no heavy library."""
     heavy = ("pandas", "matplotlib", "ipywidgets", "IPython", "torch")
