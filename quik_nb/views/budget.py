@@ -7,15 +7,27 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 SHARE = 0.015
 """part of the wall time that a view may spend on drawing, so that with all it does else it stays below 2 %"""
 ALLOWANCE = 0.012
 """seconds that it may spend on top, for a whole run: the rows of some twenty short epochs, one by one"""
-FRAME = 1 / 40
-"""seconds between two drawings of one kind: an eye follows no more of them"""
+FRAME = 1 / 25
+"""seconds between two drawings of one kind, as in a film: an eye follows no more of them"""
 
-Clock = Callable[[], float]
+
+class Clock(NamedTuple):
+    """Seconds from anywhere, told in two ways."""
+
+    wall: Callable[[], float] = time.perf_counter
+    work: Callable[[], float] = time.thread_time
+    """of this thread, by which drawings are counted: one that had to wait for a busy machine or for another cell took
+    nothing from the training, and would silence the view for long"""
+
+
+CLOCK = Clock()
+"""the system's"""
 
 
 class Budget:
@@ -23,14 +35,14 @@ class Budget:
 
     `portions` are the parts that the kinds get of the whole, by name; they add up to 1.
 
-    >>> budget = Budget({"table": 0.6, "curve": 0.4}, clock=iter([0.0, 10.0]).__next__)
+    >>> budget = Budget({"table": 0.6, "curve": 0.4}, Clock(wall=iter([0.0, 10.0]).__next__))
     >>> budget.allows("curve")
     True
     """
 
-    def __init__(self, portions: Mapping[str, float], clock: Clock = time.perf_counter) -> None:
+    def __init__(self, portions: Mapping[str, float], clock: Clock = CLOCK) -> None:
         self._portions, self._clock = portions, clock
-        self._start = clock()
+        self._start = clock.wall()
         self.spent = dict.fromkeys(portions, 0.0)
         """seconds spent so far, by kind"""
         self._drawn = dict.fromkeys(portions, -math.inf)
@@ -38,19 +50,18 @@ class Budget:
     def allows(self, kind: str, depth: float = 1.0) -> bool:
         """Whether less than `depth` of this kind's account is spent, and the frame before was long enough.
 
-        One drawing may overdraw the account, and is then paid off. What a drawing costs is not foretold: a thread that
-        had to wait once would then be silent for long.
+        One drawing may overdraw the account, and is then paid off.
         """
-        now = self._clock()
+        now = self._clock.wall()
         earned = ALLOWANCE + SHARE * (now - self._start)
         return now >= self._drawn[kind] + FRAME and self.spent[kind] < depth * self._portions[kind] * earned
 
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:
-        """Count the time within as spent on this kind."""
-        start = self._clock()
+        """Count the work within as spent on this kind."""
+        start = self._clock.work()
         try:
             yield
         finally:
-            self._drawn[kind] = now = self._clock()
-            self.spent[kind] += now - start
+            self.spent[kind] += self._clock.work() - start
+            self._drawn[kind] = self._clock.wall()

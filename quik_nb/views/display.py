@@ -1,12 +1,11 @@
 """The live view where the notebook has no ipywidgets: one output, updated in place, and in the end the record."""
 
-import time
 from html import escape
 
 from quik_nb.events import EpochEnd, Event, Paused, Printed, RunStart
 from quik_nb.history import History
 from quik_nb.views import table
-from quik_nb.views.budget import Budget, Clock
+from quik_nb.views.budget import CLOCK, Budget, Clock
 from quik_nb.views.live import INTERRUPT, ROWS
 from quik_nb.views.printed import Printer
 from quik_nb.views.progress import Progress
@@ -21,9 +20,7 @@ PORTIONS = {ROW: 0.7, STEP: 0.3}
 class DisplayView:
     """Draws the status and the table with one display id; the curve comes with the record."""
 
-    def __init__(
-        self, history: History, title: str = "", clock: Clock = time.perf_counter, publish: Publish = to_notebook
-    ) -> None:
+    def __init__(self, history: History, title: str = "", clock: Clock = CLOCK, publish: Publish = to_notebook) -> None:
         self._history, self._publish = history, publish
         self._progress = Progress(history, title)
         self._printer = Printer()

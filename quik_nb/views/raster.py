@@ -35,7 +35,7 @@ def encode(picture: Picture, scale: int = 2) -> bytes:
 
     size = (picture.width * scale, picture.height * scale)
     pixels = _strokes([shape for shape in picture.shapes if not isinstance(shape, Word)], size, scale)
-    image = Image.frombuffer("RGBA", size, pixels, "raw", "RGBA", 0, 1).convert("RGB")
+    image = Image.frombytes("RGB", size, pixels, "raw", "RGBX")
     _write([shape for shape in picture.shapes if isinstance(shape, Word)], image, scale)
     packed = io.BytesIO()
     few = image.quantize(palette=_palette(), dither=Image.Dither.NONE)

@@ -4,14 +4,13 @@ The widgets live as long as the run. When it ends, their output is replaced by t
 that the saved notebook holds a table and a picture and needs no widget to show them.
 """
 
-import time
 from typing import Any
 
 from quik_nb.events import EpochEnd, Event, Mark, Paused, Printed, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views import live
 from quik_nb.views.base import Controls
-from quik_nb.views.budget import Budget, Clock
+from quik_nb.views.budget import CLOCK, Budget, Clock
 from quik_nb.views.buttons import Buttons
 from quik_nb.views.printed import Printer
 from quik_nb.views.progress import Progress
@@ -41,7 +40,7 @@ class WidgetView:
         history: History,
         controls: Controls | None = None,
         title: str = "",
-        clock: Clock = time.perf_counter,
+        clock: Clock = CLOCK,
         publish: Publish = to_notebook,
     ) -> None:
         self._history, self._controls, self._publish = history, controls, publish

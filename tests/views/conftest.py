@@ -39,9 +39,11 @@ class Clock:
         self.now = 0.0
         self._cost = cost
 
-    def __call__(self) -> float:
+    def wall(self) -> float:
         self.now += self._cost
         return self.now
+
+    work = wall
 
 
 class Page:

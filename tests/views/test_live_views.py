@@ -9,7 +9,7 @@ from ipywidgets import HTML, Box, Button, Text, Widget
 from quik_nb.errors import QuikError
 from quik_nb.events import EpochEnd, Event, Paused, Printed, RunEnd, RunStart, StepEnd
 from quik_nb.history import History
-from quik_nb.views.budget import ALLOWANCE, FRAME, SHARE, Budget
+from quik_nb.views.budget import ALLOWANCE, FRAME, SHARE, Budget, Clock
 from quik_nb.views.display import DisplayView
 from quik_nb.views.widget import VIEW_MIME, WidgetView
 
@@ -207,6 +207,17 @@ def test_a_budget_grows_with_the_wall_time(make_clock: Make) -> None:
     assert not budget.allows("table")
     clock.now = (1.0 - ALLOWANCE) / SHARE + 0.1
     assert budget.allows("table")
+
+
+def test_a_drawing_that_had_to_wait_is_no_dearer(make_clock: Make) -> None:
+    """A cell or a machine that is busy does not silence the view: work is counted, and not the waiting for it."""
+    clock = make_clock()
+    budget = Budget({"bar": 1.0}, Clock(clock.wall, work=lambda: 0.0))
+    with budget.spend("bar"):
+        clock.now += 1.0
+
+    clock.now += FRAME
+    assert budget.allows("bar")
 
 
 def test_bytes_of_an_update_do_not_grow_with_the_epochs(page: Any, make_history: Make) -> None:
