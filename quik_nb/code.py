@@ -313,8 +313,8 @@ class Script:
         return next((key for key in LABEL_KEYS if key in names), "labels")
 
     def _labels(self, source: Source | None) -> Labels | None:
-        own = self.recipe.step is not None or (self.recipe.criterion is None)
-        return None if own or source is None else Labels.of(self.criterion, source)
+        nobody = self.recipe.criterion is None or source is None
+        return None if nobody else Labels.of(self.criterion, source)
 
     def _counted(self, source: Source | None) -> bool:
         return self._labels(source) is not None
@@ -480,7 +480,9 @@ class Script:
         lines += ["history.append(values)", "print(values)"]
         if settings.save:
             lines.append("DATA.mkdir(parents=True, exist_ok=True)")
-            lines.append(f'torch.save({self._judged}.state_dict(), DATA / f"state_dict_e{{epoch}}_{{DATE}}.pt")')
+            lines.append('path = DATA / f"state_dict_e{epoch}_{DATE}.pt"')
+            lines.append("path.unlink(missing_ok=True)  # a session may still hold the file of that name")
+            lines.append(f"torch.save({self._judged}.state_dict(), path)")
         if settings.patience is not None:
             self.quote.imports.add("import math")
             lines.append(f"stale = 0 if {watched} < best - {settings.min_delta!r} else stale + 1")

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import FunctionType
 from typing import Any
 
 import torch.nn.functional as F
@@ -100,8 +101,13 @@ class Scheduler(Spec):
         """Whether its step takes the loss, as `ReduceLROnPlateau` does."""
         return isinstance(self.target, type) and issubclass(self.target, ReduceLROnPlateau)
 
-    def totals(self, epochs: int, steps_per_epoch: int | None) -> dict[str, int]:
+    def totals(self, epochs: int, steps_per_epoch: int | None, done: int = 0) -> dict[str, int]:
         """The total that this scheduler needs and was not given, as keywords; in steps or epochs as it counts.
+
+        Args:
+            epochs: that the schedule spans.
+            steps_per_epoch: optimizer steps; None where unknown.
+            done: steps of the first of these epochs that are made already.
 
         Raises:
             RecipeError: it counts steps, and the length of the data is not known.
@@ -118,7 +124,7 @@ class Scheduler(Spec):
                 f"set_scheduler: {self.name} counts steps, and this stream does not know its length: "
                 f"type set_scheduler({self.name}, {name}=...)."
             )
-        return {name: epochs * steps_per_epoch}
+        return {name: max(1, epochs * steps_per_epoch - done)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +150,7 @@ class Recipe(ByValue):
         match self.criterion:
             case Spec(target=type()):
                 return self.criterion()  # type: ignore[no-any-return]
-            case Spec(target=function, keywords=keywords) if function in AS_CLASS:
+            case Spec(target=FunctionType() as function, keywords=keywords) if function in AS_CLASS:
                 return AS_CLASS[function](**keywords)
             case Spec(target=function, keywords=keywords):
                 return lambda outputs, target: function(outputs, target, **keywords)

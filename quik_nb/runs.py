@@ -157,11 +157,12 @@ class Runs(Steps):
 
     def _start(self, recipe: Recipe, placement: Placement, loop: Callable[[Any], Any] | None) -> Run:
         state = self._state
-        progress = carried(state.progress, state.trained, recipe)
+        held, unfinished = state.held, state.progress.step > 0
+        progress = carried(state.progress, state.trained, recipe, other_weights=held is not None)
         if state.trained is not None and not measured_alike(state.trained, recipe):
             state.history.record(Mark(progress.epoch, "another loss", apart=True))
-        if state.held is not None and state.held != progress.epoch - 1:
-            state.history.record(Mark(progress.epoch, f"from epoch {state.held}"))
+        if held is not None and (unfinished or held != progress.epoch - 1):
+            state.history.record(Mark(progress.epoch, f"from epoch {held}"))
         state.held = None
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))

@@ -82,15 +82,33 @@ def to_device(data: Any, device: torch.device) -> Any:
 
 
 def batch_length(data: Any) -> int:
-    """The number of samples in a batch: the length of its first tensor; 1 where it has none."""
+    """The number of samples in a batch: the length of its first tensor, or of its first list; 1 where it has none.
+
+    >>> batch_length((["a", "b"], torch.zeros(2, 3))), batch_length({"words": ["a", "b", "c"]})
+    (2, 3)
+    """
+    return next(_tensor_lengths(data), next(_list_lengths(data), 1))
+
+
+def _tensor_lengths(data: Any) -> Iterator[int]:
     match data:
         case Tensor():
-            return len(data) if data.ndim else 1
+            yield from data.shape[:1]
         case dict():
-            return batch_length(next(iter(data.values()), None))
+            yield from (length for value in data.values() for length in _tensor_lengths(value))
         case tuple() | list():
-            return batch_length(data[0]) if data else 1
-    return int(getattr(data, "num_graphs", 1))  # PyTorch Geometric counts graphs
+            yield from (length for value in data for length in _tensor_lengths(value))
+        case _ if hasattr(data, "num_graphs"):
+            yield int(data.num_graphs)  # PyTorch Geometric counts graphs
+
+
+def _list_lengths(data: Any) -> Iterator[int]:
+    """Of lists of plain things, such as words."""
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, tuple | list) else ()
+    if isinstance(data, list) and not any(isinstance(part, dict | tuple | list) for part in parts):
+        yield len(data)
+    for part in parts:
+        yield from _list_lengths(part)
 
 
 def cut_batch(data: Any, start: int, stop: int) -> Any:

@@ -72,7 +72,7 @@ def parameter_groups(spec: Optimizer, model: nn.Module) -> list[Any]:
 
 
 def make_scheduler(
-    recipe: Recipe, optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int | None
+    recipe: Recipe, optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int | None, done: int = 0
 ) -> LRScheduler | None:
     """The scheduler, with the totals it needs; None where the recipe has none.
 
@@ -81,12 +81,13 @@ def make_scheduler(
         optimizer: whose rates it sets.
         epochs: the whole plan, over which a schedule with an end is spread.
         steps_per_epoch: optimizer steps; None where unknown.
+        done: steps of the first of these epochs that are made already.
     """
     spec = recipe.scheduler
     if spec is None:
         return None
     try:
-        return spec(optimizer, **spec.totals(epochs, steps_per_epoch))  # type: ignore[no-any-return]
+        return spec(optimizer, **spec.totals(epochs, steps_per_epoch, done))  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         raise RecipeError(f"set_scheduler: {spec!r} was refused: {error}.") from error
 
@@ -111,9 +112,17 @@ def set_lr(optimizer: optim.Optimizer, scheduler: Any, lr: float) -> None:
         for key in ("lr", "initial_lr", "max_lr", "min_lr"):
             if key in group:
                 group[key] = group[key] * factor
-    if hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs = [base * factor for base in scheduler.base_lrs]
+    _scale(scheduler, factor)
     first["lr"] = lr  # exactly what was asked for, without rounding
+
+
+def _scale(scheduler: Any, factor: float) -> None:
+    """A schedule's own rates, and those of the schedules that it is made of."""
+    for name in ("base_lrs", "max_lrs"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+    for inner in getattr(scheduler, "_schedulers", ()):
+        _scale(inner, factor)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:

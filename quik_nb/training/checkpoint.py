@@ -3,6 +3,7 @@
 Each training has a folder of its own, with the weights of its epochs, its history and the checkpoint from which it can
 go on. The weights stand under the names that their users already have as well (`data/state_dict_e3_20210101.pt`): a
 second name of the same file, which the next training of that date takes over without touching what is in the folder.
+(Who writes into the file itself by that name writes into both; by a new file that takes the name, into one.)
 
 A write goes to a temporary file that then takes the final name, so a reader sees the old file or the new one, never a
 half. There is no fsync: it guards against a power cut, not a killed process, and would cost more than a short epoch.
@@ -56,11 +57,16 @@ def weights_in(folder: Path, epoch: int) -> Path:
 def share(path: Path, name: Path) -> None:
     """Give a file a second name, in place of whatever stands there; a copy where the file system has no links."""
     name.parent.mkdir(parents=True, exist_ok=True)
-    name.unlink(missing_ok=True)
+    part = part_of(name)
+    part.unlink(missing_ok=True)  # of a process of this number that was killed
     try:
-        os.link(path, name)
-    except OSError:
-        shutil.copy2(path, name)
+        try:
+            os.link(path, part)
+        except OSError:
+            shutil.copy2(path, part)
+        os.replace(part, name)
+    finally:
+        part.unlink(missing_ok=True)  # it stays where both are names of one file already
 
 
 def is_shared(path: Path, name: Path) -> bool:
@@ -68,11 +74,16 @@ def is_shared(path: Path, name: Path) -> bool:
     return path.exists() and name.exists() and _stamp(path) == _stamp(name)
 
 
+def part_of(path: Path) -> Path:
+    """Where a file is made that is to take this name."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def write(value: Any, path: Path, **how: Any) -> None:
     """Save with `torch.save`, so that the file under this name is whole at any moment."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = part_of(path)
     try:
         torch.save(value, part, **how)
         os.replace(part, path)
@@ -122,8 +133,9 @@ def read(path: Path, trusted: bool = False) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:
+        words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise CheckpointError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"{path} cannot be read as weights ({words}); "
             f"it is damaged, cut short, or of another kind. The model is as it was. Take another epoch's file."
         ) from error
 

@@ -10,32 +10,38 @@ from quik_nb.sources import alike
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.snapshot import Progress
 
+NOTHING_COUNTED: dict[str, Any] = {"loss_sum": 0.0, "loss_count": 0.0, "norm_sum": 0.0, "norm_count": 0, "skipped": 0}
+"""What an epoch counts at its first step."""
+
 ANY_FORM = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_decay", "eps")
 """Keywords of optimizers that change no moments."""
 
 
-def carried(progress: Progress, old: Recipe | None, new: Recipe) -> Progress:
+def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: bool = False) -> Progress:
     """The progress to go on from.
 
     Another optimizer class starts without the old one's moments; changed rates or another scheduler start a new
-    schedule and keep the moments; other data or batches give up the unfinished epoch, as its steps are others now.
+    schedule and keep the moments; other data, batches or weights give up the unfinished epoch, as its steps are others
+    now.
 
     Args:
         progress: of the last training.
         old: the recipe it was trained by; None where nothing was trained.
         new: the recipe to go on by.
+        other_weights: whether those of an earlier epoch were loaded.
     """
     if old is None:
         return progress
     if not measured_alike(old, new):
-        progress = replace(progress, best=math.inf, stale=0)
+        progress = replace(progress, best=math.inf, level=math.inf, stale=0)
     if not same(_parameters(old), _parameters(new)):
         progress = replace(progress, optimizer=None, scheduler=None, planned=0)
     elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
         progress = replace(progress, scheduler=None, planned=0)
     batches = old.settings.batch_size == new.settings.batch_size and old.settings.seed == new.settings.seed
-    if not batches or old.train is None or new.train is None or not alike(old.train, new.train):
-        progress = replace(progress, step=0, loss_sum=0.0, loss_count=0, seconds=0.0, generators=None)
+    given_up = other_weights and progress.step > 0
+    if given_up or not batches or old.train is None or new.train is None or not alike(old.train, new.train):
+        progress = replace(progress, step=0, seconds=0.0, generators=None, **NOTHING_COUNTED)
         if new.scheduler is not None and new.scheduler.per_batch:
             progress = replace(progress, scheduler=None, planned=0)
     return progress

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quik_nb.errors import RecipeError
 from quik_nb.recipe import Recipe
 from quik_nb.sources import Source, Tensors
 from quik_nb.training import rng
@@ -68,10 +69,21 @@ class Evaluation:
         return result.outputs
 
     def loss(self) -> float | None:
-        """The mean loss over the samples of all ranks (all ranks participate); None if any of them was cut."""
+        """The mean loss over the samples of all ranks (all ranks participate); None if any of them was cut.
+
+        Raises:
+            RecipeError: there was no sample.
+        """
         total = self.world.sum(torch.stack([self.sum, self.count, self.sum.new_tensor(self.cut)]))
         loss, count, cut = total.tolist()
-        return None if cut or not count else loss / count
+        if cut:
+            return None
+        if not count:
+            raise RecipeError(
+                "There was nothing to validate with: the split came out empty, or all its labels are ignored. Pass one "
+                "with samples, or a stream that starts anew for each pass (not an exhausted iterator)."
+            )
+        return float(loss / count)
 
 
 def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, float]:
@@ -81,7 +93,8 @@ def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, 
         for _ in evaluation.over(pass_batches(source, recipe.settings, world)):
             pass
         loss = evaluation.loss()
-        return {"loss": float("nan") if loss is None else loss, **evaluation.metrics.compute()}
+        assert loss is not None  # nothing cuts it
+        return {"loss": loss, **evaluation.metrics.compute()}
 
 
 def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:

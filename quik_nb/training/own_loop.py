@@ -70,7 +70,8 @@ class Loop:
         """Close the epoch: row, scheduler, files, view.
 
         Args:
-            values: `valid_loss` and further columns that the loop measured itself; None to validate here.
+            values: `valid_loss` and further columns that the loop measured itself, of which the mean over the ranks
+                counts; None to validate here.
         """
         self._trainer.end_epoch(values)
 

@@ -4,8 +4,9 @@
 Both are written once, when a training begins. Reading them runs the code in them: only folders that the user names.
 """
 
-import os
+import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from quik_nb.errors import CheckpointError
 from quik_nb.history import History
 from quik_nb.recipe import Recipe
 from quik_nb.sources import SPLITS, Source, Tensors
-from quik_nb.training.checkpoint import write
+from quik_nb.training.checkpoint import part_of, write
 from quik_nb.training.saver import CHECKPOINT, HISTORY, read_checkpoint
 from quik_nb.training.snapshot import Progress
 
@@ -51,10 +52,11 @@ def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples
     folder.mkdir(parents=True, exist_ok=True)
     bare = replace(recipe, train=None, valid=None, test=None)
     try:
+        if samples:
+            (folder / SAMPLES).unlink(missing_ok=True)  # of other data; whether the new ones can be kept is not sure
         write({"recipe": bare, "original": original}, folder / RECIPE, pickle_module=pickling)
         if samples and size(recipe) <= SAMPLES_BYTES:
-            sources = {split: getattr(recipe, split) for split in SPLITS}
-            write(sources, folder / SAMPLES, pickle_module=pickling)
+            _write_samples({split: getattr(recipe, split) for split in SPLITS}, folder / SAMPLES)
     except Exception as error:  # anything may be in a recipe; that it cannot be written must not stop the training
         warnings.warn(
             f"This training cannot be resumed in another kernel, since a part of it cannot be written ({error}).",
@@ -62,10 +64,37 @@ def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples
         )
 
 
+class _Measured(io.FileIO):
+    """A file of `SAMPLES_BYTES` at most: how large a dataset of the user's own is, its pickle alone can tell."""
+
+    full = False
+
+    def write(self, data: Any) -> int:
+        self.full = self.tell() + memoryview(data).nbytes > SAMPLES_BYTES
+        if self.full:
+            raise OSError("too large to be kept")
+        return super().write(data)
+
+
+def _write_samples(sources: Mapping[str, Source | None], path: Path) -> None:
+    part = part_of(path)
+    try:
+        with _Measured(part, "w") as file:
+            try:
+                torch.save(sources, file, pickle_module=pickling)
+            except Exception:  # torch makes another one of it
+                if not file.full:
+                    raise
+                return  # they are to be added again after resume
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_history(history: History, folder: Path) -> None:
     """Write the whole history in one go; a training appends its rows to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{HISTORY}.{os.getpid()}"
+    part = part_of(folder / HISTORY)
     part.write_text(history.to_jsonl())
     part.replace(folder / HISTORY)
 

@@ -17,13 +17,23 @@ class Progress:
     step: int = 0
     """optimizer steps done in the epoch after those"""
     planned: int = 0
-    """epochs that the schedule spans"""
+    """the epoch at which the schedule ends"""
+    begun: tuple[int, int] = (0, 0)
+    """epoch and step at which it began"""
     best: float = float("inf")
     """lowest score of an epoch so far"""
+    level: float = float("inf")
+    """the latest score that was better by enough, from which early stopping counts"""
     loss_sum: float = 0.0
     """of the samples trained in the unfinished epoch"""
     loss_count: float = 0.0
     """what that is divided by: samples, or what the criterion counts instead"""
+    norm_sum: float = 0.0
+    """of the gradients' norms in it"""
+    norm_count: int = 0
+    """how many those are"""
+    skipped: int = 0
+    """steps in it that were left out, as a gradient overflowed"""
     seconds: float = 0.0
     """spent in the unfinished epoch"""
     optimizer: dict[str, Any] | None = None
@@ -32,7 +42,7 @@ class Progress:
     average: dict[str, Any] | None = None
     """averaged weights, the trained ones behind them, and the number of steps they average"""
     stale: int = 0
-    """epochs since the best one, for early stopping"""
+    """epochs since that one, for early stopping"""
     generators: list[rng.State] | None = None
     """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
 

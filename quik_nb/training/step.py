@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from quik_nb.errors import RecipeError
 from quik_nb.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe, label_tensor
 from quik_nb.sources import Source, Tensors
+from quik_nb.training.batch import batch_length
 
 TINY = 1e-30
 """Divides where nothing counts, so that nothing comes out rather than NaN."""
@@ -56,9 +58,15 @@ class Labels:
 
     def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and what it is a mean over."""
-        kept = target != self.ignored
-        count = kept.sum() if self.weight is None else (self.weight[target.where(kept, 0)] * kept).sum()
+        count = self.count(target)
         return self.summed(outputs, target) / count.clamp(min=TINY), count
+
+    def count(self, target: Tensor) -> Tensor:
+        """What the mean is a mean over."""
+        if target.is_floating_point():  # class probabilities, which all count
+            return torch.tensor(float(len(target)), device=target.device)
+        kept = target != self.ignored
+        return kept.sum().float() if self.weight is None else (self.weight[target.where(kept, 0)] * kept).sum()
 
 
 class Step:
@@ -68,9 +76,11 @@ class Step:
         recipe: with criterion and step.
         device: of the batches.
         source: where all batches come from; None if that is not known.
+        loop: whether a loop of the user's own calls the criterion, rather than this.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, source: Source | None = None) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, source: Source | None = None, loop: bool = False) -> None:
+        self.device = device
         self.criterion: Callable[..., Any] | None = recipe.make_criterion()
         self.home: torch.device | None = None
         """where the criterion's own tensors lay before"""
@@ -81,10 +91,37 @@ class Step:
         self.own = recipe.step
         self.sums = recipe.reduction == "sum"
         self.labels = Labels.of(self.criterion, source)
+        self.calls: list[Tensor] = []
+        """what the means were over that the user's own code took by the criterion, in the batch under way"""
+        self._loop, self._hook = loop, self._listen() if loop or self.own is not None else None
         self._checked = False
 
+    def _listen(self) -> RemovableHandle | None:
+        """Have the criterion tell what it takes its means over, where that is not the samples."""
+        if self.labels is None or not isinstance(self.criterion, nn.Module):
+            return None
+        return self.criterion.register_forward_hook(self._called, with_kwargs=True)
+
+    def _called(self, criterion: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], loss: Any) -> None:
+        assert self.labels is not None  # else nobody listens
+        target = args[1] if len(args) > 1 else keywords.get("target")
+        if isinstance(target, Tensor) and (torch.is_grad_enabled() or not self._loop):  # else a loop validates
+            self.calls.append(self.labels.count(target))
+
+    def counted(self, samples: int) -> Tensor | None:
+        """What the loss that the user's own code took is a mean over; None where that is the samples.
+
+        Args:
+            samples: of the batch: they count where the criterion was called several times, or not at all.
+        """
+        if self._hook is None:
+            return None
+        return self.calls[0] if len(self.calls) == 1 else torch.tensor(float(samples), device=self.device)
+
     def close(self) -> None:
-        """Give the criterion's tensors back to where they lay: it may be an instance of the user's."""
+        """Give the criterion back as it was, its tensors where they lay: it may be an instance of the user's."""
+        if self._hook is not None:
+            self._hook.remove()
         if self.home is not None and isinstance(self.criterion, nn.Module):
             self.criterion.to(self.home)
 
@@ -102,9 +139,11 @@ class Step:
     def _compute(self, model: Callable[..., Any], batch: Any) -> StepResult:
         __tracebackhide__ = True
         if self.own is not None:
+            self.calls.clear()
             result = self.own(model, self.criterion, batch)
             loss, outputs = result if isinstance(result, tuple) else (result, None)
-            return StepResult(loss, outputs, None if outputs is None else split_batch(batch)[1])
+            target = None if outputs is None else split_batch(batch)[1]
+            return StepResult(loss, outputs, target, self.counted(batch_length(batch)))
         if isinstance(batch, dict) and self.criterion is None:
             outputs = model(**batch)
             return StepResult(_own_loss(outputs), main_output(outputs), split_batch(batch)[1])

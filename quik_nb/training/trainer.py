@@ -14,7 +14,7 @@ Nothing here draws, knows a notebook or starts a process. The same pieces (`load
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,7 +98,7 @@ class Trainer:
         self.emit: Callable[[Event], None] = self.outbox.append
         self.model = recipe.model.to(world.device)
         self.model.zero_grad()  # of a backward pass that the user tried by hand
-        self.step = Step(recipe, world.device, recipe.train)
+        self.step = Step(recipe, world.device, recipe.train, loop=job.loop is not None)
         self.valid_step = Step(recipe, world.device)
         self.frozen = freeze(self.model, settings.freeze)
         try:
@@ -153,7 +153,7 @@ class Trainer:
             self.meter.count += progress.loss_count
         patience = self.settings.patience
         ended = patience is not None and progress.stale >= patience  # by patience, and now asked to go on
-        self.best, self.stale = progress.best, 0 if ended else progress.stale
+        self.best, self.level, self.stale = progress.best, progress.level, 0 if ended else progress.stale
         self.generators = progress.generators
         self.seconds_before = progress.seconds
         self._next_beat = self.clock() + BEAT_SECONDS
@@ -166,9 +166,12 @@ class Trainer:
 
     def _begin_epoch(self) -> None:
         self.started = self.clock()
+        self._drawn = False
+        """whether the loader has come to the epoch's end"""
         self.meter = LossMeter()
         own = self.job.loop is not None  # whose outputs are not seen here
-        metrics = self.recipe.metrics if self.recipe.metrics_on_train and not own else {}
+        whole = self.step_in_epoch == 0  # the outputs before a stop are gone, and those of the rest tell too little
+        metrics = self.recipe.metrics if self.recipe.metrics_on_train and whole and not own else {}
         self.train_metrics = MetricSet(metrics, self.world)
 
     def release(self) -> None:
@@ -255,6 +258,11 @@ class Trainer:
         if split != "train":
             yield from self._other(split)
             return
+        if self._drawn:
+            raise RecipeError(
+                f"The loop draws the batches of epoch {self.epoch} a second time, and all have been trained on: make "
+                f"all updates of a batch in one pass, and call session.end_epoch() after it."
+            )
         walk = self.batches.epoch(self.settings.seed, self.epoch, skip=self.step_in_epoch)
         if self.generators is not None:
             self._take_up_generators(self.generators)
@@ -267,10 +275,12 @@ class Trainer:
                 self._obey()  # before the next batch is drawn: what it takes of the random numbers must not be lost
             batch = next(walk, None)
             if batch is None:
+                self._drawn = True
                 return
             if self.world.is_ddp:
                 self.net.require_backward_grad_sync = batch.last  # type: ignore[assignment]  # as no_sync() does
             self.batch = batch
+            self.step.calls.clear()
             yield batch.data
             fresh = batch.last
             if fresh:
@@ -310,6 +320,7 @@ class Trainer:
 
     def count_step(self) -> None:
         """Count a step of a loop that draws its batches elsewhere, and obey orders there."""
+        self.step.calls.clear()
         self._step_done()
         self._keep_pace()
         if self.clock() >= self._next_beat:
@@ -331,7 +342,8 @@ class Trainer:
         if not isinstance(loss, Tensor) or loss.ndim:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise RecipeError(f"backward takes a loss that is one number in a tensor, and got {got}: pass loss.mean().")
-        self.updater.backward(loss, self.batch or Batch(None, 1, self.world.world_size), count)
+        batch = self.batch or Batch(None, 1, self.world.world_size)
+        self.updater.backward(loss, batch, self.step.counted(batch.samples) if count is None else count)
 
     def add_loss(self, loss: Tensor, count: Tensor | None = None, samples: int | None = None) -> None:
         """Count a loss towards the epoch's mean.
@@ -343,6 +355,7 @@ class Trainer:
         """
         if samples is None:
             samples = 1 if self.batch is None else self.batch.samples
+            count = self.step.counted(samples) if count is None else count
         if self.step.sums and samples:
             loss = loss.detach() / samples
         self.meter.add(loss, samples if count is None else count * (samples > 0))
@@ -400,7 +413,7 @@ class Trainer:
     # ------------------------------------------------------------------ validation
 
     def _validation(self, values: dict[str, float]) -> Iterator[Event]:
-        """Fill in `valid_loss` and metrics; nothing where there is no validation split, or a stop cuts it short."""
+        """Fill in `valid_loss` and metrics; nothing where there is no validation split."""
         __tracebackhide__ = True
         if self.valid_batches is None:
             return
@@ -413,9 +426,10 @@ class Trainer:
                 self._beat("valid", done, steps)
                 yield from self._drain()
         loss = evaluation.loss()
-        if loss is not None:
-            values["valid_loss"] = loss
-            values.update(evaluation.metrics.compute())
+        if loss is None:
+            raise Stopped  # the steps of the epoch are done, its row is not
+        values["valid_loss"] = loss
+        values.update(evaluation.metrics.compute())
 
     def validate(self) -> dict[str, float]:
         """`valid_loss` and metrics of the validation split now (all ranks participate)."""
@@ -428,19 +442,28 @@ class Trainer:
 
     def end_epoch(self, values: dict[str, float] | None = None) -> None:
         """Close the epoch: validate, step the scheduler, keep the state, tell the view (all ranks participate)."""
-        self._close_epoch(self.validate() if values is None else values)
+        agreed = self._agreed(values)
+        self._close_epoch(self.validate() if agreed is None else agreed)
+
+    def _agreed(self, values: Mapping[str, Any] | None) -> dict[str, float] | None:
+        """What a loop measured itself, as the mean over the ranks that tell it: a rate or an end hangs on it on all."""
+        told = self.world.gather(None if values is None else plain_numbers(values))
+        given = [each for each in told if each is not None]
+        names = dict.fromkeys(name for each in given for name in each)
+        measured = {name: [each[name] for each in given if name in each] for name in names}
+        return {name: sum(each) / len(each) for name, each in measured.items()} if given else None
 
     def _close_epoch(self, values: dict[str, float]) -> None:
         __tracebackhide__ = True
-        cut = self.recipe.valid is not None and "valid_loss" not in values
-        if cut:
-            raise Stopped  # in the midst of validation: the steps are done, the row is not
         row = self._row({**values, **self._train_values()})
         loss = score(row)
         self.updater.end_epoch(loss)
         better = loss < self.best
-        self.stale = 0 if loss < self.best - self.settings.min_delta else self.stale + 1
         self.best = min(self.best, loss)
+        if loss < self.level - self.settings.min_delta:
+            self.level, self.stale = loss, 0
+        else:
+            self.stale += 1
         self.next_epoch()
         self.row = row
         if self.world.is_logger:
@@ -514,7 +537,12 @@ class Trainer:
 
     def _progress(self) -> Progress:
         state = Progress(
-            epoch=self.epoch, step=self.step_in_epoch, best=self.best, stale=self.stale, **self.updater.state()
+            epoch=self.epoch,
+            step=self.step_in_epoch,
+            best=self.best,
+            level=self.level,
+            stale=self.stale,
+            **self.updater.state(),
         )
         if not self.step_in_epoch:
             return state
@@ -525,6 +553,21 @@ class Trainer:
             seconds=self.row.time if self.row is not None else 0.0,
             generators=self.states,
         )
+
+
+def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The values of a row as numbers.
+
+    >>> plain_numbers({"valid_loss": torch.tensor(0.5)})
+    {'valid_loss': 0.5}
+    """
+    try:
+        return {str(name): float(value) for name, value in values.items()}
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RecipeError(
+            f"end_epoch({values!r}): it takes names with one number each ({error}), such as "
+            f"session.end_epoch({{'valid_loss': 0.5}}), or nothing to validate here."
+        ) from error
 
 
 def not_finite(source: Source | None) -> str:

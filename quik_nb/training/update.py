@@ -34,13 +34,16 @@ class Updater:
         self.recipe, self.settings, self.model, self.world, self.sums = recipe, recipe.settings, model, world, sums
         self.optimizer = make_optimizer(recipe, model)
         self.scheduler: Any = None
-        self.planned = 0
+        self.planned, self.begun = 0, (0, 0)
         # scaling keeps small fp16 gradients from vanishing; bf16 has the range of fp32 and needs none
         self.scaler = torch.amp.GradScaler("cuda") if scaled else None
         self.average = self._make_average(model)
         self.in_parts = world.is_ddp or self.settings.accumulate > 1
         self.counted: float | Tensor = 0.0
         self.norms: list[Tensor] = []
+        """of the gradients before clipping, of the steps since they were last summed"""
+        self.norm_sum, self.norm_count = 0.0, 0
+        """of those before in this epoch"""
         self.skipped = 0
         """steps of this epoch that the scaler left out because a gradient overflowed"""
 
@@ -55,32 +58,35 @@ class Updater:
     def plan(self, progress: Progress, last: int, steps_per_epoch: int | None) -> None:
         """Make the schedule and take up the state of an earlier training.
 
-        A plan spans the session's epochs; a call that goes beyond it starts a new one over its own epochs.
+        A plan spans the session's epochs; a call that goes beyond it starts a new one over its own epochs, and a new
+        schedule has a plan for what is left.
 
         Args:
             progress: of the earlier training.
             last: the epoch to stop before.
             steps_per_epoch: optimizer steps; None where unknown.
         """
-        self.planned = span = progress.planned or max(last, self.settings.epochs)
+        self.planned = progress.planned or max(last, self.settings.epochs)
         fresh = progress.planned == 0
         if last > self.planned:
             ends = self.recipe.scheduler is not None and bool(self.recipe.scheduler.totals(1, 1))
             self.planned, fresh = last, fresh or ends
-            span = last - progress.epoch if ends else last
+        self.begun = (progress.epoch, progress.step) if fresh else progress.begun
         if progress.optimizer is not None:
             self.optimizer.load_state_dict(progress.optimizer)
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch warns that no step was made
             if fresh:
                 self._forget_schedule()
         groups = [dict(group) for group in self.optimizer.param_groups]
-        self.scheduler = make_scheduler(self.recipe, self.optimizer, span, steps_per_epoch)
+        epoch, step = self.begun
+        self.scheduler = make_scheduler(self.recipe, self.optimizer, self.planned - epoch, steps_per_epoch, done=step)
         if self.scheduler is not None and progress.scheduler is not None and not fresh:
             self.scheduler.load_state_dict(progress.scheduler)
             for group, before in zip(self.optimizer.param_groups, groups, strict=True):
                 group.update(before)  # a scheduler sets rate and momentum to the start of its plan when it is made
         if self.scaler is not None and progress.scaler is not None:
             self.scaler.load_state_dict(progress.scaler)
+        self.norm_sum, self.norm_count, self.skipped = progress.norm_sum, progress.norm_count, progress.skipped
         self._take_up_average(progress.average)
 
     def _forget_schedule(self) -> None:
@@ -183,14 +189,21 @@ class Updater:
     # ------------------------------------------------------------------ the end of an epoch
 
     def measured(self) -> dict[str, float]:
-        """What the steps since the last call showed: the mean norm of the gradients before clipping, skipped steps."""
+        """What the steps of this epoch showed: the mean norm of the gradients before clipping, skipped steps."""
+        self._sum_norms()
         values = {}
-        if self.norms:
-            values["grad_norm"] = float(torch.stack(self.norms).mean())
+        if self.norm_count:
+            values["grad_norm"] = self.norm_sum / self.norm_count
         if self.skipped:
             values["skipped_steps"] = float(self.skipped)
-        self.norms, self.skipped = [], 0
+        self.norm_sum, self.norm_count, self.skipped = 0.0, 0, 0
         return values
+
+    def _sum_norms(self) -> None:
+        if self.norms:
+            self.norm_sum += float(torch.stack(self.norms).sum())
+            self.norm_count += len(self.norms)
+            self.norms = []
 
     def end_epoch(self, loss: float) -> None:
         """Step a scheduler that counts epochs.
@@ -212,8 +225,13 @@ class Updater:
     def state(self) -> dict[str, Any]:
         """Everything but the weights that are seen, by the names of `Progress`; tensors are shared."""
         average = self.average
+        self._sum_norms()
         return {
             "planned": self.planned,
+            "begun": self.begun,
+            "norm_sum": self.norm_sum,
+            "norm_count": self.norm_count,
+            "skipped": self.skipped,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
