@@ -79,11 +79,12 @@ def _optimizer(recipe: Recipe, own_loop: bool) -> Iterator[str]:
     spec = recipe.optimizer
     if spec is None:
         return
-    yield from _keywords("set_optimizer", spec, ["params"], list(recipe.settings.optimizer_defaults()))
+    first = list(spec.parameters)[:1]  # the model's parameters, whatever it calls them
+    yield from _keywords("set_optimizer", spec, first, list(recipe.settings.optimizer_defaults()))
     for pattern, keywords in spec.groups.items():
         group = Spec(spec.target, {**spec.keywords, **keywords})
         where = f"set_optimizer(groups={{{pattern!r}: ...}})"
-        yield from _keywords(where, group, ["params"], list(spec.parameters))
+        yield from _keywords(where, group, first, list(spec.parameters))
         if not (is_number(lr := keywords.get("lr", 0.0)) and lr >= 0):
             yield f"{where}: lr={lr!r} is not a number from 0 up"
     step = getattr(spec.target, "step", None)
@@ -105,7 +106,7 @@ def _scheduler(recipe: Recipe) -> Iterator[str]:
     spec = recipe.scheduler
     if spec is None:
         return
-    yield from _keywords("set_scheduler", spec, ["optimizer"], list(spec.totals(1, 1)))
+    yield from _keywords("set_scheduler", spec, list(spec.parameters)[:1], list(spec.totals(1, 1)))
     if spec.watches_loss and spec.per_batch:
         yield f"set_scheduler: {spec.name} watches the loss of an epoch, so it is stepped once an epoch: leave out per="
 

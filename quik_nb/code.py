@@ -4,8 +4,10 @@ The script has the session's classes and keywords, the totals of its schedule, i
 it gives the same losses. It is put together from short paragraphs, each of which a reader could have typed.
 """
 
+import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from quik_nb.errors import CheckpointError
 from quik_nb.quoting import Quoter
 from quik_nb.recipe import LABEL_KEYS, Recipe, Spec, fits
 from quik_nb.sources import SPLITS, Samples, Source, Stream, Tensors
-from quik_nb.summary import describe_source, steps_per_epoch
+from quik_nb.summary import describe_source
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.checkpoint import Files, write
+from quik_nb.training.rng import preserved
 from quik_nb.training.step import Labels
 
 SCRIPT = "train.py"
@@ -51,10 +54,6 @@ AUTOCAST = {
 }
 
 
-OWN_NAMES = {"train", "valid", "model", "criterion", "optimizer", "scheduler", "take", "compute", "validate", "counted"}
-"""What the script itself calls things."""
-
-
 class Script:
     """The paragraphs of one script.
 
@@ -63,11 +62,12 @@ class Script:
         seeded: whether the model's maker, called under the seed, gives the weights that training starts from.
         maker: the function that makes the model; None for a model that was handed in.
         beside: whether its data lies in a folder beside it, as `write_script` puts it, rather than in the session's.
+        at_hand: whether the file of the first weights there is not another session's.
     """
 
-    def __init__(self, recipe: Recipe, maker: Any, seeded: bool, beside: bool) -> None:
+    def __init__(self, recipe: Recipe, maker: Any, seeded: bool, beside: bool, at_hand: bool) -> None:
         self.recipe, self.settings, self.maker, self.seeded = recipe, recipe.settings, maker, seeded
-        self.beside = beside
+        self.beside, self.at_hand = beside, at_hand
         self.quote = Quoter()
         self.notes: list[str] = []
         assert recipe.train is not None  # Recipe.check has seen to it
@@ -87,7 +87,7 @@ class Script:
             *([self._validate()] if "valid" in self.splits else []),
             self._loop(),
         ]
-        clash = sorted(OWN_NAMES & set(self.quote.definitions))
+        clash = sorted(names_made("\n".join(body)) & set(self.quote.definitions))
         if clash:
             self.quote.gaps.append(f"{', '.join(clash)} is a name of yours and of this script, so rename one of them")
         head = ['"""The training of a session as plain PyTorch."""', self._imports(), *self.quote.definitions.values()]
@@ -180,7 +180,12 @@ class Script:
         floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
         cast = f", {next(iter(floats))}" if self.maker is None and floats not in ({torch.float32}, set()) else ""
         lines.append(f"model = {made}.to(device{cast})")
-        if not self.seeded:
+        if not self.seeded and not self.at_hand:
+            self.quote.gaps.append(
+                "the first weights by that date are another training's: as_code('folder') writes yours"
+            )
+            lines.append("model.load_state_dict(...)")
+        elif not self.seeded:
             lines.append('model.load_state_dict(torch.load(DATA / f"state_dict_eorig_{DATE}.pt"))  # the first weights')
         frozen = self._frozen(model)
         if frozen:
@@ -251,7 +256,7 @@ class Script:
         spec = self.recipe.scheduler
         if spec is None:
             return ""
-        steps = steps_per_epoch(self.train, self.settings.batch_size)
+        steps = self.train.steps(self.settings.batch_size)
         filled = spec.totals(self.settings.epochs, steps)
         keywords = {**filled, **spec.keywords}
         words = [f"{k}={self.quote.value(v, f'the keyword {k}')}" for k, v in keywords.items()]
@@ -291,7 +296,7 @@ class Script:
             lines.append("return criterion(outputs, target), outputs")
         elif self.recipe.criterion is None:
             lines = ["outputs = net(**batch)", f"return outputs.loss, outputs{self._logits}"]
-        elif isinstance(self.train, Tensors):
+        elif self._keys:
             lines = [f"inputs = {{name: value for name, value in batch.items() if name != {self._label!r}}}"]
             lines += [
                 f"outputs = net(**inputs){self._logits}",
@@ -309,8 +314,18 @@ class Script:
     @property
     def _label(self) -> str:
         """The key of the target in a batch that is a dict."""
-        names = (self.train.names if isinstance(self.train, Tensors) else None) or LABEL_KEYS
-        return next((key for key in LABEL_KEYS if key in names), "labels")
+        return next((key for key in LABEL_KEYS if key in self._keys), "labels")
+
+    @cached_property
+    def _keys(self) -> tuple[str, ...]:
+        """The keys of a batch that is a dict; nothing where it is none, or where only reading a stream would tell."""
+        if isinstance(self.train, Tensors):
+            return self.train.names or ()
+        if isinstance(self.train, Stream) or self.train.batch_sampler is not None:
+            return ()
+        with preserved():  # it may be drawn with chance
+            sample = self.train.dataset[0]
+        return tuple(sample) if isinstance(sample, Mapping) else ()
 
     def _labels(self, source: Source | None) -> Labels | None:
         nobody = self.recipe.criterion is None or source is None
@@ -323,7 +338,7 @@ class Script:
         """What a mean over class weights, or without ignored labels, is a mean over."""
         labels = self._labels(self.train) or self._labels(self.recipe.valid)
         assert labels is not None
-        target = f"batch[{self._label!r}]" if getattr(self.train, "names", None) else "batch[-1]"
+        target = f"batch[{self._label!r}]" if self._keys else "batch[-1]"
         kept = f"target[target != {labels.ignored}]"
         value = f"{kept}.numel()" if labels.weight is None else f"criterion.weight[{kept}].sum().item()"
         lines = ["def counted(batch):", '    """What the criterion takes its mean over."""', f"    target = {target}"]
@@ -340,14 +355,15 @@ class Script:
         if isinstance(source, Samples):
             if source.sampler is not None or source.batch_sampler is not None:
                 self.notes.append(f"the sampler of {split}, in whose place samples are shuffled or in order")
-            lists = f"lists = [rows.tolist() for rows in {order}.split({size})]"
+            whole = f" if len(rows) == {size}" if source.drop_last else ""
+            lists = f"lists = [rows.tolist() for rows in {order}.split({size}){whole}]"
             return [
                 lists,
                 f"for rows, batch in zip(lists, DataLoader({split}, batch_sampler=lists{options})):",
                 "    batch = to_device(batch)",
             ]
-        batch_size = None if source.ready else size
-        return [f"for batch in DataLoader({split}, batch_size={batch_size}{options}):", "    batch = to_device(batch)"]
+        words = "batch_size=None" if source.ready else f"batch_size={size}{', drop_last=True' * source.drop_last}"
+        return [f"for batch in DataLoader({split}, {words}{options}):", "    batch = to_device(batch)"]
 
     def _length(self, split: str) -> str:
         source = getattr(self.recipe, split)
@@ -373,7 +389,7 @@ class Script:
         inner = self._in_autocast("loss, output = compute(net, batch)")
         inner += self._tally("valid", "loss")
         if metrics:
-            target = f"batch[{self._label!r}]" if getattr(self.train, "names", None) else "batch[-1]"
+            target = f"batch[{self._label!r}]" if self._keys else "batch[-1]"
             inner += ["outputs.append(output)", f"targets.append({target})"]
         lines += [*self._walk("valid", f"torch.arange({self._length('valid')})", size_word), *_indented(inner)]
         lines.append('values = {"valid_loss": total / count}')
@@ -393,6 +409,8 @@ class Script:
         left = [name for name in self.recipe.metrics if name not in named]
         if left:
             self.notes.append(f"the metrics {', '.join(left)}")
+        if self.recipe.metrics and self.recipe.metrics_on_train:
+            self.notes.append("the metrics of the training split")
         return {name: self.quote.reference(metric) for name, metric in named.items()}
 
     def _in_autocast(self, line: str) -> list[str]:
@@ -422,7 +440,7 @@ class Script:
         if "valid" in self.splits:
             epoch.append(f"values.update(validate({self._judged}))")
         epoch += self._end_of_epoch()
-        lines = ["history = []", *(["best, stale = math.inf, 0"] if self.settings.patience else [])]
+        lines = ["history = []", *(["level, stale = math.inf, 0"] if self.settings.patience else [])]
         return "\n".join([*lines, "for epoch in range(EPOCHS):", *_indented(epoch)])
 
     def _steps(self) -> list[str]:
@@ -485,8 +503,9 @@ class Script:
             lines.append(f"torch.save({self._judged}.state_dict(), path)")
         if settings.patience is not None:
             self.quote.imports.add("import math")
-            lines.append(f"stale = 0 if {watched} < best - {settings.min_delta!r} else stale + 1")
-            lines += [f"best = min(best, {watched})", f"if stale >= {settings.patience}:", "    break"]
+            lines.append(f"better = {watched} < level - {settings.min_delta!r}")
+            lines.append(f"level, stale = ({watched}, 0) if better else (level, stale + 1)")
+            lines += [f"if stale >= {settings.patience}:", "    break"]
         return lines
 
 
@@ -499,7 +518,28 @@ def _indented(lines: list[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def as_code(recipe: Recipe, maker: Any, seeded: bool, beside: bool = False) -> str:
+def names_made(code: str) -> set[str]:
+    """The names that a module of this code gives to things; those within functions and comprehensions are their own.
+
+    >>> sorted(names_made("a, b = 1, 2\\nfor c in []:\\n    d = [e for e in c]\\ndef f():\\n    g = 1"))
+    ['a', 'b', 'c', 'd', 'f']
+    """
+    made: set[str] = set()
+
+    def look(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made.add(node.id)
+        elif not isinstance(node, ast.ListComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
+            for inner in ast.iter_child_nodes(node):
+                look(inner)
+
+    look(ast.parse(code))
+    return made
+
+
+def as_code(recipe: Recipe, maker: Any, seeded: bool, beside: bool = False, at_hand: bool = True) -> str:
     """The script of a complete recipe.
 
     Args:
@@ -507,8 +547,9 @@ def as_code(recipe: Recipe, maker: Any, seeded: bool, beside: bool = False) -> s
         maker: the function or class that made the model; None for a model that was handed in.
         seeded: whether the maker, called under the seed, gives the weights that training starts from.
         beside: whether its data will lie in a folder beside it.
+        at_hand: whether the file of the first weights, where it loads them, is not another session's.
     """
-    return Script(recipe, maker, seeded, beside).text()
+    return Script(recipe, maker, seeded, beside, at_hand).text()
 
 
 def write_script(text: str, recipe: Recipe, original: dict[str, Any], folder: Path) -> None:

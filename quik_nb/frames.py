@@ -11,9 +11,15 @@ from quik_nb.errors import RecipeError, suggest
 
 
 def check(frame: Any, split: str) -> None:
-    """Raise a RecipeError where a DataFrame has no rows."""
+    """Raise a RecipeError where a DataFrame has no rows, or columns that cannot be told apart."""
     if not len(frame):
         raise RecipeError(f"{split} is a DataFrame without rows: there is nothing to use; pass some samples.")
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()].unique()
+        raise RecipeError(
+            f"{split} has several columns of the name {_named(list(twice))}: pass "
+            f"frame.loc[:, ~frame.columns.duplicated()], or rename them."
+        )
 
 
 def features(frame: Any, columns: Sequence[str], split: str) -> Tensor:
@@ -75,7 +81,7 @@ def _require(frame: Any, columns: Sequence[str], split: str) -> None:
     absent = [c for c in columns if c not in frame.columns]
     if absent:
         hint = suggest(str(absent[0]), map(str, frame.columns))
-        raise RecipeError(f"{split} has no column {_named(absent)}: {hint}.")
+        raise RecipeError(f"{split} has no column {_named(absent)}: {hint}")
 
 
 def _named(columns: Sequence[str]) -> str:

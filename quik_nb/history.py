@@ -30,7 +30,7 @@ class History:
         self.rows: list[Row] = list(rows)
         self.marks: list[Mark] = list(marks)
         self.live: list[tuple[float, float]] = []
-        """(position on the epoch axis, smoothed loss) within this run, thinned to at most `LIVE_POINTS`"""
+        """(position on the epoch axis, smoothed loss) of all calls so far, thinned to at most `LIVE_POINTS`"""
         self._stride = 1
         self._seen = 0
 

@@ -7,7 +7,6 @@ the decision for eight GPUs is tested on a laptop.
 import math
 import os
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +29,6 @@ class Machine:
     cuda_initialized: bool = False
     """whether this process holds a CUDA context, which a plain fork cannot take along"""
     mps: bool = False
-    main_thread: bool = True
-    """whether the caller runs in the main thread, where interrupts arrive"""
     can_fork: bool = True
     """whether this system has fork (not Windows)"""
 
@@ -45,7 +42,6 @@ class Machine:
             gpus=gpus,
             cuda_initialized=held,
             mps=torch.backends.mps.is_available(),
-            main_thread=threading.current_thread() is threading.main_thread(),
             can_fork=hasattr(os, "fork"),
         )
 

@@ -12,12 +12,16 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from quik_nb.sameness import same
+from quik_nb.training.rng import preserved
 
 GAP = "..."
 """Stands in an expression for what has to be filled in by hand."""
@@ -172,32 +176,73 @@ class Quoter:
     # ------------------------------------------------------------------ modules
 
     def module(self, module: nn.Module) -> str:
-        """A call that makes a module of the same shape: its class with the arguments that it kept as attributes."""
+        """A call that makes the same module: its class with the arguments that it kept as attributes.
+
+        Whether those were all is tried out, as a class of the user's own may do with its arguments what it likes.
+        """
         kind = type(module)
         if kind in (nn.Sequential, nn.ModuleList):
             parts = [self.module(child) for child in module.children()]
             inner = "".join(f"    {textwrap.indent(part, '    ').lstrip()},\n" for part in parts)
             opening, closing = ("(", ")") if kind is nn.Sequential else ("([", "])")
             return f"{self.reference(kind)}{opening}\n{inner}{closing}" if parts else f"{self.reference(kind)}()"
-        words = []
+        words, kept = [], {}
         for keyword, default in keywords_of(kind):
             found = self._kept(module, keyword)
+            if found is not None:
+                kept[keyword] = _argument(module, keyword)
             if found is None and default is inspect.Parameter.empty:
                 found = self._gap(f"{kind.__name__} keeps no {keyword}, so fill in what you made it with")
             if found is not None and found != _text(default):
                 words.append(f"{keyword}={found}")
+        if GAP not in "".join(words) and not kind.__module__.startswith("torch.") and not makes(kind, kept, module):
+            names = ", ".join(keyword for keyword, _ in keywords_of(kind))
+            of = f" with ({names})" if names else ", or was changed afterwards"
+            return f"{self.reference(kind)}({self._gap(f'{kind.__name__} does not tell what it was made{of}')})"
         return f"{self.reference(kind)}({', '.join(words)})"
 
     def _kept(self, module: nn.Module, keyword: str) -> str | None:
         """What a module kept of an argument, as an expression; None where it kept nothing."""
         if not hasattr(module, keyword):
             return None
-        value = getattr(module, keyword)
-        if isinstance(value, nn.Parameter) or (value is None and keyword == "bias"):
-            return repr(value is not None)  # a layer's bias, which was asked for by a yes or no
+        value = _argument(module, keyword)
         trial = Quoter()
         trial.value(value, keyword)
         return None if trial.gaps else self.value(value, keyword)
+
+
+def _argument(module: nn.Module, keyword: str) -> Any:
+    """The value that a module kept of an argument; of a layer's bias whether there is one, as it was asked for."""
+    value = getattr(module, keyword)
+    return value is not None if isinstance(value, nn.Parameter) or (value is None and keyword == "bias") else value
+
+
+def makes(kind: type[nn.Module], arguments: Mapping[str, Any], module: nn.Module) -> bool:
+    """Whether a class makes a module of the same form from these arguments."""
+    with preserved():
+        try:
+            made = kind(**deepcopy(dict(arguments)))  # copies, as it may initialise anew what it is given
+        except Exception:
+            return False
+    return alike(made, module)
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules are of the same form: classes, shapes of the weights, and plain attributes, all through."""
+    if type(one) is not type(other):
+        return False
+    weights = ({name: tuple(p.shape) for name, p in m.named_parameters(recurse=False)} for m in (one, other))
+    plain = (
+        {name: value for name, value in vars(m).items() if not name.startswith("_") and name != "training"}
+        for m in (one, other)
+    )
+    children = dict(one.named_children()), dict(other.named_children())
+    return (
+        same(*weights)
+        and same(*plain)
+        and list(children[0]) == list(children[1])
+        and all(alike(children[0][name], children[1][name]) for name in children[0])
+    )
 
 
 def _text(default: Any) -> str | None:

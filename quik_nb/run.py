@@ -123,6 +123,8 @@ class Run:
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the first parameter group from the next step on; the others are scaled alike.
 
+        So is what is left of a schedule. It holds in later calls of `train()` as well, until one is given `lr=`.
+
         Raises:
             RecipeError: it is not a number above 0.
         """

@@ -26,7 +26,7 @@ from quik_nb.sameness import same
 from quik_nb.settings import OPTIMIZER_DEFAULTS
 from quik_nb.state import State
 from quik_nb.steps import Steps
-from quik_nb.training.continuing import carried, measured_alike
+from quik_nb.training.continuing import base_rate, carried, measured_alike
 from quik_nb.training.snapshot import Snapshot
 from quik_nb.training.trainer import Job
 from quik_nb.tried import Attempt, described, difference, table
@@ -106,6 +106,8 @@ class Runs(Steps):
         """
         __tracebackhide__ = True
         self._before_change("traverse")
+        if not callable(loop):
+            raise RecipeError(f"traverse: {loop!r} is no function of a loop: type session.traverse(loop).")
         return self._run_job(loop, background, {"epochs": epochs, "processes": processes, **changes})
 
     def _run_job(self, loop: Callable[[Any], Any] | None, background: bool, given: dict[str, Any]) -> Run:
@@ -119,8 +121,11 @@ class Runs(Steps):
         placement = place(request, Machine.detect())
         interrupts = Interrupts()
         with interrupts.heard():
-            run = self._start(recipe, placement, loop)
+            run = self._start(recipe, placement, loop, given)
             leaves = background and not waits_for_cells()
+            if leaves and interrupts.count:
+                run.discard()
+                raise KeyboardInterrupt("the training was not begun")
             try:
                 view, _ = choose(settings.view, self._state.history, run if leaves else None, settings.name)
                 run.attach(view)
@@ -155,9 +160,14 @@ class Runs(Steps):
             recipe = replace(recipe, optimizer=replace(recipe.optimizer, keywords=own))
         return recipe
 
-    def _start(self, recipe: Recipe, placement: Placement, loop: Callable[[Any], Any] | None) -> Run:
+    def _start(
+        self, recipe: Recipe, placement: Placement, loop: Callable[[Any], Any] | None, given: dict[str, Any]
+    ) -> Run:
         state = self._state
         held, unfinished = state.held, state.progress.step > 0
+        rate = None if given.get("lr") is None else recipe.settings.lr
+        if rate is not None and base_rate(state.progress) not in (None, rate):  # run.set_lr() left another
+            state.progress = replace(state.progress, scheduler=None, planned=0)
         progress = carried(state.progress, state.trained, recipe, other_weights=held is not None)
         if state.trained is not None and not measured_alike(state.trained, recipe):
             state.history.record(Mark(progress.epoch, "another loss", apart=True))

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+BY_THE_WAY = {"__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__"}
+"""What stands in a class and changes nothing of what it does."""
+
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values mean the same.
@@ -77,11 +80,16 @@ def _codes(one: CodeType, other: CodeType) -> bool:
 
 
 def _classes(one: type, other: type) -> bool:
-    """Those of a notebook, by their methods; any other class there is but once."""
+    """Those of a notebook, by what stands in them; any other class there is but once."""
     if one.__module__ != "__main__" or one.__qualname__ != other.__qualname__ or one.__bases__ != other.__bases__:
         return False
-    methods = ({n: f for n, f in vars(c).items() if isinstance(f, FunctionType)} for c in (one, other))
-    return _mappings(*methods)
+    return _mappings(*({n: v for n, v in vars(c).items() if n not in BY_THE_WAY} for c in (one, other)))
+
+
+def _wrapped(one: Any, other: Any) -> bool:
+    """Methods of a class, and properties, by the functions in them."""
+    parts = ("__func__",) if hasattr(one, "__func__") else ("fget", "fset", "fdel")
+    return all(_same(getattr(one, part, None), getattr(other, part, None)) for part in parts)
 
 
 def _modules(one: nn.Module, other: nn.Module) -> bool:
@@ -99,6 +107,7 @@ KINDS: dict[Any, Callable[[Any, Any], bool]] = {
     FunctionType: _functions,
     CodeType: _codes,
     type: _classes,
+    (staticmethod, classmethod, property): _wrapped,
     nn.Module: _modules,
 }
 

@@ -24,6 +24,7 @@ from quik_nb.rates import RateTest
 from quik_nb.recipe import Recipe
 from quik_nb.report import Report, report
 from quik_nb.runs import Runs
+from quik_nb.sameness import same
 from quik_nb.settings import Settings
 from quik_nb.sources import SPLITS, Source, as_source
 from quik_nb.state import State
@@ -74,7 +75,8 @@ class QuikSession(Runs):
         if original is not None and self._maker is not None:
             self._recipe = replace(self._recipe, model=self._make(self._maker))
         if original is not None:
-            self.model.load_state_dict(original)  # which a maker alone does not give where weights were loaded
+            # a maker alone does not give them where weights were loaded; layers may have been changed by hand since
+            load_into(self.model, original, "What the model was before its first epoch")
         self._state = State()
         return self
 
@@ -105,7 +107,8 @@ class QuikSession(Runs):
         """The model's outputs for all samples, in order, on the CPU.
 
         Args:
-            data: anything that `add_data` takes, with or without a target, or the name of a split: "test".
+            data: anything that `add_data` takes, with or without a target, or the name of a split: "test". The order
+                is that of the data; for a `DataLoader` with a sampler, that of the sampler.
         """
         return predict(self._checked("predict", "model"), self._source(data), self._device)
 
@@ -131,8 +134,14 @@ class QuikSession(Runs):
             QuikError: scikit-learn is not installed.
             RecipeError: outputs and targets cannot be compared.
         """
+        names = None if label_names is None or isinstance(label_names, str) else list(label_names)
+        if isinstance(label_names, str) or any(isinstance(name, torch.Tensor) for name in names or ()):
+            raise RecipeError(
+                f"report: label_names are names of classes, in order, and not {label_names!r}: "
+                f"type report(split=...) for a split or for data, report(['cat', 'dog']) for names."
+            )
         recipe, name = self._checked("report", "model", "criterion"), split if isinstance(split, str) else "data"
-        return report(recipe, self._source(split), self._device, label_names, name)
+        return report(recipe, self._source(split), self._device, names, name)
 
     def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> RateTest:
         """Look for a learning rate: train a few steps with rates that grow until the loss blows up.
@@ -203,7 +212,9 @@ class QuikSession(Runs):
         original = self._state.original or recipe.model.state_dict()  # type: ignore[union-attr]
         made = None if self._maker is None else self._make(self._maker).state_dict()
         seeded = made is not None and all(torch.equal(made[key].cpu(), original[key].cpu()) for key in original)
-        text = as_code(recipe, self._maker, seeded, beside=folder is not None)
+        file = self._files.weights("orig")
+        at_hand = folder is not None or not file.exists() or same(read_weights(file), original)
+        text = as_code(recipe, self._maker, seeded, beside=folder is not None, at_hand=at_hand)
         if folder is not None:
             write_script(text, recipe, original, Path(folder))
         return text

@@ -182,7 +182,7 @@ def _read(name: str, value: Any) -> Any:
     """A value as it may be typed, as the one form that it has from here on."""
     if name == "device" and isinstance(value, torch.device):
         return str(value)
-    if name == "device" and _is_count(value + 1 if isinstance(value, int) else value):
+    if name == "device" and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return f"cuda:{value}"
     if name == "freeze" and isinstance(value, tuple | list) and all(isinstance(part, str) for part in value):
         return ", ".join(value) or None

@@ -5,6 +5,7 @@ What is not here: batches, shuffling and ranks (`training/data.py`).
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +53,10 @@ class Tensors:
         """Bytes of one sample."""
         return max(1, sum(t[:1].numel() * t.element_size() for t in self.tensors))
 
+    def steps(self, batch_size: int) -> int:
+        """Optimizer steps in an epoch."""
+        return -(-len(self) // batch_size)
+
     def pack(self, values: Sequence[Tensor]) -> "tuple[Tensor, ...] | dict[str, Tensor]":
         """A batch in the form in which the data came: a tuple, or a dict."""
         return tuple(values) if self.names is None else dict(zip(self.names, values, strict=True))
@@ -77,6 +82,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def steps(self, batch_size: int) -> int | None:
+        """Optimizer steps in an epoch, where no batch size came with it; None where a sampler does not know."""
+        with suppress(TypeError):
+            if self.batch_sampler is not None:
+                return len(self.batch_sampler)
+            return _batches(len(self if self.sampler is None else self.sampler), self.batch_size or batch_size, self)
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Stream:
@@ -88,14 +101,37 @@ class Stream:
     """whether the dataset yields whole batches (`DataLoader(batch_size=None)`)"""
     sampler: Any = None
     """what a map-style dataset that gives ready batches is asked for, one after the other"""
+    drop_last: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Samples (batches where they come ready), if the dataset knows; raises TypeError where it does not."""
         return len(self.dataset if self.sampler is None else self.sampler)
 
+    def steps(self, batch_size: int) -> int | None:
+        """Optimizer steps in an epoch, where no batch size came with it; None where the stream does not know."""
+        with suppress(TypeError):
+            return len(self) if self.ready else _batches(len(self), self.batch_size or batch_size, self)
+        return None
+
+
+def _batches(samples: int, size: int, source: Samples | Stream) -> int:
+    return samples // size if source.drop_last else -(-samples // size)
+
 
 Source = Tensors | Samples | Stream
+
+
+LOADER_OPTIONS = (
+    "collate_fn",
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "prefetch_factor",
+    "multiprocessing_context",
+)
+"""What is taken over from a `DataLoader`, beside the order and size of its batches."""
 
 
 def as_source(
@@ -179,15 +215,12 @@ def _from_dataset(data: Any, split: str) -> Samples:
 
 
 def _from_loader(loader: DataLoader[Any]) -> Source:
-    options = {
-        name: getattr(loader, name)
-        for name in ("collate_fn", "num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor")
-        if getattr(loader, name, None)
-    }
+    options = {name: getattr(loader, name) for name in LOADER_OPTIONS if getattr(loader, name, None)}
     if loader.num_workers and loader.persistent_workers:
         options["persistent_workers"] = True
     if isinstance(loader.dataset, IterableDataset):
-        return Stream(loader.dataset, loader.batch_size, ready=loader.batch_size is None, options=options)
+        ready = loader.batch_size is None
+        return Stream(loader.dataset, loader.batch_size, ready, drop_last=loader.drop_last, options=options)
     if loader.batch_size is None and loader.batch_sampler is None:
         return Stream(loader.dataset, ready=True, sampler=loader.sampler, options=options)
     if type(loader.batch_sampler) is not BatchSampler:

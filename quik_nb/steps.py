@@ -92,6 +92,8 @@ class Steps:
     ) -> Self:
         """Set the model; a training that was under way with another model ends, and a new one begins.
 
+        The same module again, as in a cell that is run again, changes nothing; `reset()` starts anew with it.
+
         Args:
             model: a module, which is trained in place, or a function or class that makes one (under the seed).
             state_dict: weights to start from, as a mapping or as the path of a file.
@@ -103,6 +105,8 @@ class Steps:
         self._before_change("add_model")
         if not isinstance(model, nn.Module) and not callable(model):
             raise RecipeError(f"add_model takes a module such as Net(), and got a {type(model).__name__}.")
+        if model is self._recipe.model and state_dict is None:
+            return self
         self._maker = None if isinstance(model, nn.Module) else model
         module = model if isinstance(model, nn.Module) else self._make(model)
         if state_dict is not None:

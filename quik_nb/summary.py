@@ -14,8 +14,6 @@ from quik_nb.recipe import Recipe, fits
 from quik_nb.settings import OPTIMIZER_DEFAULTS, Settings
 from quik_nb.sources import Samples, Source, Stream, Tensors
 from quik_nb.training.build import optimizer_keywords
-from quik_nb.training.loaders import SampleBatches, StreamBatches
-from quik_nb.training.world import World
 
 ALWAYS = ("epochs", "seed", "precision")
 """Settings that are shown whether they were set or not."""
@@ -52,7 +50,7 @@ def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple
             yield split, describe_source(source)
     if recipe.train is not None:
         batch_size = getattr(recipe.train, "batch_size", None) or settings.batch_size
-        count = steps_per_epoch(recipe.train, settings.batch_size)
+        count = recipe.train.steps(settings.batch_size)
         of = (
             "as its sampler draws them"
             if getattr(recipe.train, "batch_sampler", None)
@@ -93,17 +91,6 @@ def describe_source(source: Source) -> str:
             return f"a stream, {type(source.dataset).__name__}"
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int | None:
-    """Optimizer steps in an epoch; None where the length is not known."""
-    match source:
-        case Tensors():
-            return -(-len(source) // batch_size)
-        case Samples():
-            return SampleBatches(source, batch_size, World(), shuffle=True).steps
-        case Stream():
-            return StreamBatches(source, batch_size, World()).steps
-
-
 def _settings(settings: Settings) -> str:
     """Those that matter to everyone, and all that were set; what other lines show already is left out."""
     shown = {name: getattr(settings, name) for name in ALWAYS}
@@ -126,7 +113,7 @@ def _model(model: nn.Module, freeze: str | None) -> str:
 
 def _scheduler(recipe: Recipe) -> str:
     spec: Any = recipe.scheduler
-    steps = None if recipe.train is None else steps_per_epoch(recipe.train, recipe.settings.batch_size)
+    steps = None if recipe.train is None else recipe.train.steps(recipe.settings.batch_size)
     try:
         filled = spec.totals(recipe.settings.epochs, steps)
     except QuikError:  # the stream's length is not known; train() says what to do

@@ -1,6 +1,7 @@
 """What a session has tried: a line for each call of train(), with the settings changed since the one before."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from quik_nb.events import Row
 from quik_nb.history import History, score
 from quik_nb.recipe import Recipe
 from quik_nb.run import Run
+from quik_nb.sources import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,11 +56,15 @@ class Attempt:
 
 def described(recipe: Recipe) -> dict[str, str]:
     """The parts of a recipe and its settings in words."""
-    settings = vars(recipe.settings) if hasattr(recipe.settings, "__dict__") else {}
     parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion, "optimizer": recipe.optimizer}
-    if recipe.scheduler is not None:
-        parts["scheduler"] = recipe.scheduler
-    return {name: f"{value}" for name, value in {**parts, **settings}.items() if name not in NOT_COMPARED}
+    for split in SPLITS:
+        source = getattr(recipe, split)
+        with suppress(TypeError):  # a stream may not know
+            parts[split] = None if source is None else f"{len(source):,} samples"
+    parts |= {"scheduler": recipe.scheduler, "metrics": ", ".join(recipe.metrics) or None}
+    parts["step"] = None if recipe.step is None else getattr(recipe.step, "__name__", "own")
+    parts = {name: value for name, value in parts.items() if value is not None}
+    return {name: f"{value}" for name, value in {**parts, **vars(recipe.settings)}.items() if name not in NOT_COMPARED}
 
 
 def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:

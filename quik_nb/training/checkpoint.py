@@ -135,8 +135,8 @@ def read(path: Path, trusted: bool = False) -> Any:
     except Exception as error:
         words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise CheckpointError(
-            f"{path} cannot be read as weights ({words}); "
-            f"it is damaged, cut short, or of another kind. The model is as it was. Take another epoch's file."
+            f"{path} cannot be read ({words}): it is damaged, cut short, or of another kind. "
+            f"The session is as it was; take another file, such as another epoch's."
         ) from error
 
 

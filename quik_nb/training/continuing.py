@@ -9,6 +9,7 @@ from quik_nb.sameness import same
 from quik_nb.sources import alike
 from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.snapshot import Progress
+from quik_nb.training.update import STEADY, trained_parameters
 
 NOTHING_COUNTED: dict[str, Any] = {"loss_sum": 0.0, "loss_count": 0.0, "norm_sum": 0.0, "norm_count": 0, "skipped": 0}
 """What an epoch counts at its first step."""
@@ -20,9 +21,9 @@ ANY_FORM = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_deca
 def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: bool = False) -> Progress:
     """The progress to go on from.
 
-    Another optimizer class starts without the old one's moments; changed rates or another scheduler start a new
-    schedule and keep the moments; other data, batches or weights give up the unfinished epoch, as its steps are others
-    now.
+    Another optimizer class, or other parameters, start without the old moments; changed rates or another scheduler
+    start a new schedule and keep the moments; other data, batches or weights give up the unfinished epoch, as its steps
+    are others now.
 
     Args:
         progress: of the last training.
@@ -34,7 +35,9 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: 
         return progress
     if not measured_alike(old, new):
         progress = replace(progress, best=math.inf, level=math.inf, stale=0)
-    if not same(_parameters(old), _parameters(new)):
+    names = None if new.model is None else trained_parameters(new.model, new.settings.freeze)
+    by_hand = progress.parameters not in (None, names)  # layers were put in, or switched off
+    if by_hand or not same(_parameters(old), _parameters(new)):
         progress = replace(progress, optimizer=None, scheduler=None, planned=0)
     elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
         progress = replace(progress, scheduler=None, planned=0)
@@ -45,6 +48,14 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: 
         if new.scheduler is not None and new.scheduler.per_batch:
             progress = replace(progress, scheduler=None, planned=0)
     return progress
+
+
+def base_rate(progress: Progress) -> float | None:
+    """The learning rate that the first group has, or that its schedule starts from; None before the first step."""
+    if progress.optimizer is None:
+        return None
+    group = progress.optimizer["param_groups"][0]
+    return float(group.get("initial_lr", group["lr"]))
 
 
 def measured_alike(old: Recipe, new: Recipe) -> bool:
@@ -66,4 +77,8 @@ def _form(spec: Spec) -> dict[str, Any]:
 
 
 def _keywords(recipe: Recipe) -> object:
-    return recipe.optimizer and (optimizer_keywords(recipe.optimizer, recipe), recipe.optimizer.groups)
+    """Those of the optimizer that a schedule starts from."""
+    if recipe.optimizer is None:
+        return None
+    groups = [optimizer_keywords(recipe.optimizer, recipe), *recipe.optimizer.groups.values()]
+    return [{name: value for name, value in group.items() if name not in STEADY} for group in groups]

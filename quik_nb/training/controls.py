@@ -64,8 +64,11 @@ class Controls:
 
     def at(self, step: int) -> Orders:
         """The orders at the top of a step; a learning rate is handed out once."""
+        self.pending = False  # before they are read: an interrupt may come at any line
         orders = Orders(self.stopping, self.pausing, self._lr, self._keep)
-        self._lr, self._keep, self.pending = None, False, self.stopping or self.pausing
+        self._lr, self._keep = None, False
+        if orders.stop or orders.pause:
+            self.pending = True
         return orders
 
     @property

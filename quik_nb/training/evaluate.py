@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from quik_nb.errors import RecipeError
 from quik_nb.recipe import Recipe
-from quik_nb.sources import Source, Tensors
+from quik_nb.sources import Samples, Source, Tensors
 from quik_nb.training import rng
 from quik_nb.training.batch import Batch, Batches, bytes_of, to_device
 from quik_nb.training.build import resolve_precision
@@ -99,9 +100,7 @@ def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, 
 
 def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
     """The outputs for all samples of a source in order, on the CPU; a target in the batches is left aside."""
-    train = recipe.train
-    width = len(train.tensors) if isinstance(train, Tensors) and train.names is None else None
-    parts = []
+    width, parts = batch_width(recipe.train), []
     with _on(recipe, device) as (model, world, autocast), evaluating(model):
         batches = pass_batches(source, recipe.settings, world)
         for batch in batches.epoch(recipe.settings.seed, 0):
@@ -149,6 +148,19 @@ def _on(recipe: Recipe, device: torch.device) -> Iterator[tuple[nn.Module, World
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
     """The context of a forward pass: mixed precision where there is a dtype, nothing otherwise."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def batch_width(source: Source | None) -> int | None:
+    """Of how many parts a batch is made, the target included; None where only reading a stream would tell."""
+    match source:
+        case Tensors(names=None, tensors=tensors):
+            return len(tensors)
+        case Samples(batch_sampler=None):
+            with rng.preserved():  # a sample may be drawn with chance
+                collate = source.options.get("collate_fn", default_collate)
+                batch = collate([source.dataset[0]])
+            return len(batch) if isinstance(batch, tuple | list) else None
+    return None
 
 
 def model_inputs(batch: Any, width: int | None) -> Any:

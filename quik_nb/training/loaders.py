@@ -8,7 +8,6 @@ import ctypes
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -47,15 +46,10 @@ class SampleBatches:
 
     @property
     def steps(self) -> int | None:
-        sampler = self.source.sampler
-        with suppress(TypeError):  # a sampler need not know its length
-            if self.source.batch_sampler is not None:
-                return len(self.source.batch_sampler)
-            n = len(self.source) if sampler is None else len(sampler)
-            return n // self.batch_size if self.source.drop_last else -(-n // self.batch_size)
-        return None
+        return self.source.steps(self.batch_size)
 
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        _tell(epoch, self.source.dataset, self.source.sampler, self.source.batch_sampler)
         cuts: list[Cut] = []  # filled as the loader draws index lists, in the order in which its batches come
         self.dealt.lists = self._lists(islice(self._batches(epoch_seed(seed, epoch)), skip, None), cuts)
         return self._walk(iter(self.loader), cuts)
@@ -88,6 +82,13 @@ class SampleBatches:
                 yield batch[cut.start : cut.stop]
 
 
+def _tell(epoch: int, *things: Any) -> None:
+    """Tell the epoch to whatever shuffles by it, as Hugging Face's streams and torch's distributed samplers do."""
+    for thing in things:
+        if callable(set_epoch := getattr(thing, "set_epoch", None)):
+            set_epoch(epoch)
+
+
 def _drawn(sampler: Iterable[Any], seed: int) -> list[Any]:
     """What a user's sampler draws: the same on all ranks, from whichever generator it draws."""
     with preserved():
@@ -103,21 +104,19 @@ class StreamBatches:
         self.batch_size = source.batch_size or batch_size
         size = None if source.ready else self.batch_size
         self.drawn = Dealt()
-        keys = {} if source.sampler is None else {"sampler": self.drawn}
+        keys: dict[str, Any] = {} if source.sampler is None else {"sampler": self.drawn}
+        if source.drop_last and size is not None:
+            keys["drop_last"] = True
         self.loader = _loader(source.dataset, source.options, batch_size=size, **keys)
         self.leave: Callable[[], bool] = lambda: False
         """asked before each batch: whether this rank wants to leave the epoch, which all of them then do together"""
 
     @property
     def steps(self) -> int | None:
-        with suppress(TypeError):  # a stream need not know its length
-            return len(self.source) if self.source.ready else -(-len(self.source) // self.batch_size)
-        return None
+        return self.source.steps(self.batch_size)
 
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        set_epoch = getattr(self.source.dataset, "set_epoch", None)
-        if callable(set_epoch):  # Hugging Face streams shuffle by it
-            set_epoch(epoch)
+        _tell(epoch, self.source.dataset, self.source.sampler)
         if self.source.sampler is not None:
             self.drawn.lists = _drawn(self.source.sampler, epoch_seed(seed, epoch))
         stream = self._agreed(iter(self.loader))

@@ -155,6 +155,8 @@ def join(parts: list[Any]) -> Any:
             return torch.cat([p if p.ndim else p[None] for p in parts])
         case dict():
             return {key: join([part[key] for part in parts]) for key in first}
+        case list() if not any(isinstance(value, Tensor | dict | tuple | list) for value in first):
+            return [value for part in parts for value in part]  # of plain things, such as words
         case tuple() | list():
             return rebuilt(first, (join(list(values)) for values in zip(*parts, strict=True)))
     return first

@@ -139,7 +139,10 @@ def read_session(folder: Path) -> Saved:
             f"{folder} has weights, and no recipe that can be read ({type(error).__name__}: {error}): put the session "
             f"together anew and take the weights with add_model(model, state_dict='{folder / CHECKPOINT}')."
         ) from error
-    history = History.from_jsonl((folder / HISTORY).read_text() if (folder / HISTORY).exists() else "")
+    try:
+        history = History.from_jsonl((folder / HISTORY).read_text() if (folder / HISTORY).exists() else "")
+    except TypeError as error:
+        raise CheckpointError(f"{folder / HISTORY} is no history of this version of quik_nb: {error}.") from error
     last = progress.epoch + (progress.step > 0)
     history.rows = [row for row in history.rows if row.epoch < last]
     if row is not None:  # its line may have been cut while it was written

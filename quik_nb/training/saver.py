@@ -123,9 +123,10 @@ class Saver:
             self._remove(old, self.files)
 
     def _remove(self, epoch: int, files: Files) -> None:
-        path, name = weights_in(self.folder, epoch), files.weights(epoch)
-        if is_shared(path, name):  # else it is another training's by now
-            name.unlink()
+        path = weights_in(self.folder, epoch)
+        for name in files.folder.glob(Files(files.base_dir, "*").weights(epoch).name):  # calls may be of several dates
+            if is_shared(path, name):  # else it is another training's by now
+                name.unlink()
         path.unlink(missing_ok=True)
         self.written.remove(epoch)
 

@@ -39,6 +39,8 @@ class Progress:
     optimizer: dict[str, Any] | None = None
     scheduler: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
+    parameters: list[tuple[str, tuple[int, ...]]] | None = None
+    """names and shapes of the parameters that the optimizer's moments belong to"""
     average: dict[str, Any] | None = None
     """averaged weights, the trained ones behind them, and the number of steps they average"""
     stale: int = 0

@@ -89,6 +89,7 @@ class Step:
             self.home = next((t.device for t in tensors), None)
             self.criterion.to(device)
         self.own = recipe.step
+        self.judged = ", ".join(recipe.metrics) if recipe.valid is not None else ""
         self.sums = recipe.reduction == "sum"
         self.labels = Labels.of(self.criterion, source)
         self.calls: list[Tensor] = []
@@ -174,6 +175,11 @@ class Step:
             raise RecipeError(
                 f"The loss is not one number but shape {tuple(loss.shape)}, so no gradient can be taken: "
                 f"use a criterion with reduction='mean', or return loss.mean() from the step."
+            )
+        if self.own is not None and self.judged and result.outputs is None:
+            raise RecipeError(
+                f"The metrics {self.judged} judge outputs, and the step returns the loss alone: have it return "
+                f"(loss, outputs), or type set_metrics() for none."
             )
         self._checked = True
 

@@ -123,6 +123,8 @@ class Trainer:
             )
         self.call = Compiled(self.net, self._note) if settings.compile else self.net
         self.epoch, self.step_in_epoch, self.steps_done = job.progress.epoch, job.progress.step, 0
+        self._drawn = False
+        """whether the loader has come to the epoch's end"""
         self.batch: Batch | None = None
         self.row: Row | None = None
         self.marks: list[Mark] = []
@@ -166,8 +168,6 @@ class Trainer:
 
     def _begin_epoch(self) -> None:
         self.started = self.clock()
-        self._drawn = False
-        """whether the loader has come to the epoch's end"""
         self.meter = LossMeter()
         own = self.job.loop is not None  # whose outputs are not seen here
         whole = self.step_in_epoch == 0  # the outputs before a stop are gone, and those of the rest tell too little
@@ -472,13 +472,13 @@ class Trainer:
         self.emit(EpochEnd(row, better))
         patience = self.settings.patience
         if patience is not None and self.stale >= patience:
-            self.reason = f"no better loss for {self.stale} epochs"
+            self.reason = f"no better loss for {self.stale} epoch{'s' if self.stale > 1 else ''}"
         elif self.epoch < self.job.epochs and self._stop_agreed():
             raise Stopped
 
     def next_epoch(self) -> None:
         """Stand at the beginning of the epoch after this one."""
-        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.epoch, self.step_in_epoch, self._drawn = self.epoch + 1, 0, False
 
     def _train_values(self) -> dict[str, float]:
         """The columns that come from training itself."""

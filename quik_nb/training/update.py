@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from quik_nb.recipe import Recipe, fits
+from quik_nb.recipe import Recipe, Scheduler, fits
+from quik_nb.sameness import same
 from quik_nb.training.batch import Batch
 from quik_nb.training.build import make_optimizer, make_scheduler, set_lr, step_scheduler
 from quik_nb.training.metrics import exact
 from quik_nb.training.snapshot import Progress
 from quik_nb.training.step import TINY
 from quik_nb.training.world import World
+
+STEADY = ("weight_decay", "eps")
+"""Keywords of optimizers that no schedule moves: they can change while one goes on."""
 
 
 class Updater:
@@ -73,7 +77,10 @@ class Updater:
             self.planned, fresh = last, fresh or ends
         self.begun = (progress.epoch, progress.step) if fresh else progress.begun
         if progress.optimizer is not None:
+            chosen = [{name: group[name] for name in STEADY if name in group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(progress.optimizer)
+            for group, now in zip(self.optimizer.param_groups, chosen, strict=True):
+                group.update(now)
             self.optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch warns that no step was made
             if fresh:
                 self._forget_schedule()
@@ -102,7 +109,7 @@ class Updater:
         if self.average is None or saved is None:
             return
         held, averaged = self.model.state_dict(), saved["averaged"]
-        if all(torch.equal(held[name].cpu(), averaged[name].cpu()) for name in held):
+        if same(*({name: value.cpu() for name, value in state.items()} for state in (held, averaged))):
             self.average.module.load_state_dict(averaged)
             self.average.n_averaged.fill_(saved["count"])
             self.model.load_state_dict(saved["trained"])
@@ -184,7 +191,14 @@ class Updater:
         if self.average is not None:
             self.average.update_parameters(self.model)
         if self.scheduler is not None and self.recipe.scheduler is not None and self.recipe.scheduler.per_batch:
+            self._next_rate(self.recipe.scheduler)
+
+    def _next_rate(self, spec: Scheduler) -> None:
+        try:
             self.scheduler.step()
+        except ValueError as error:  # of a schedule that was given fewer steps than there are
+            error.add_note(f"quik_nb: this was {spec!r}; without its total it gets that of the whole training.")
+            raise
 
     # ------------------------------------------------------------------ the end of an epoch
 
@@ -233,6 +247,7 @@ class Updater:
             "norm_count": self.norm_count,
             "skipped": self.skipped,
             "optimizer": self.optimizer.state_dict(),
+            "parameters": trained_parameters(self.model),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "average": None
@@ -243,6 +258,16 @@ class Updater:
                 "count": int(average.n_averaged),
             },
         }
+
+
+def trained_parameters(model: nn.Module, frozen: str | None = None) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the parameters that are trained.
+
+    >>> trained_parameters(nn.Linear(2, 1), frozen="bias")
+    [('weight', (1, 2))]
+    """
+    named = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return [(name, tuple(p.shape)) for name, p in named if frozen is None or not fits(name, frozen)]
 
 
 def freeze(model: nn.Module, pattern: str | None) -> Iterable[nn.Parameter]:

@@ -289,8 +289,8 @@ def spoil_by_absence(path: Path) -> None:
 
 
 SPOILS = [
-    (spoil_by_cutting, "cannot be read.*model is as it was"),
-    (spoil_by_words, "cannot be read.*model is as it was"),
+    (spoil_by_cutting, "cannot be read.*session is as it was"),
+    (spoil_by_words, "cannot be read.*session is as it was"),
     (spoil_by_another_kind, "holds a list that is no state_dict"),
     (spoil_by_another_model, r"Missing there: 0\.weight.*Unknown here: weight, bias"),
     (spoil_by_another_size, r"0\.weight is \(9, 5\) there and \(8, 5\) here"),
