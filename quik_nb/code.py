@@ -181,9 +181,7 @@ class Script:
         cast = f", {next(iter(floats))}" if self.maker is None and floats not in ({torch.float32}, set()) else ""
         lines.append(f"model = {made}.to(device{cast})")
         if not self.seeded and not self.at_hand:
-            self.quote.gaps.append(
-                "the first weights by that date are another training's: as_code('folder') writes yours"
-            )
+            self.quote.gaps.append("the first weights there are another training's: as_code('folder') writes yours")
             lines.append("model.load_state_dict(...)")
         elif not self.seeded:
             lines.append('model.load_state_dict(torch.load(DATA / f"state_dict_eorig_{DATE}.pt"))  # the first weights')

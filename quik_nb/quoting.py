@@ -197,8 +197,8 @@ class Quoter:
                 words.append(f"{keyword}={found}")
         if GAP not in "".join(words) and not kind.__module__.startswith("torch.") and not makes(kind, kept, module):
             names = ", ".join(keyword for keyword, _ in keywords_of(kind))
-            of = f" with ({names})" if names else ", or was changed afterwards"
-            return f"{self.reference(kind)}({self._gap(f'{kind.__name__} does not tell what it was made{of}')})"
+            what = f"does not tell what it was made with ({names})" if names else "was changed after it was made"
+            return f"{self.reference(kind)}({self._gap(f'{kind.__name__} {what}')})"
         return f"{self.reference(kind)}({', '.join(words)})"
 
     def _kept(self, module: nn.Module, keyword: str) -> str | None:

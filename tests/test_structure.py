@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "pickling": BASE,
     "placement": PLANS,
     "sameness": BASE,
-    "quoting": BASE | {"quoting"},
+    "quoting": TRAINING | {"quoting"},
     "rates": TRAINING | {"rates", "views"},
     "recipe": PLANS,
     "report": TRAINING | {"report", "views"},

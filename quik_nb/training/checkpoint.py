@@ -11,6 +11,7 @@ half. There is no fsync: it guards against a power cut, not a killed process, an
 
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,8 @@ def is_shared(path: Path, name: Path) -> bool:
 
 
 def part_of(path: Path) -> Path:
-    """Where a file is made that is to take this name."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
+    """Where a file is made that is to take this name: by nobody else at the same time."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
 
 
 def write(value: Any, path: Path, **how: Any) -> None:

@@ -143,8 +143,12 @@ def read_session(folder: Path) -> Saved:
         history = History.from_jsonl((folder / HISTORY).read_text() if (folder / HISTORY).exists() else "")
     except TypeError as error:
         raise CheckpointError(f"{folder / HISTORY} is no history of this version of quik_nb: {error}.") from error
-    last = progress.epoch + (progress.step > 0)
-    history.rows = [row for row in history.rows if row.epoch < last]
+    within = progress.step > 0
+    history.rows = [
+        r for r in history.rows if r.epoch < progress.epoch or (within and r.epoch == progress.epoch and r.share < 1.0)
+    ]
+    end = progress.epoch + (row.share if within and row is not None else 0)
+    history.marks = [mark for mark in history.marks if mark.epoch < end or (within and mark.epoch == end)]
     if row is not None:  # its line may have been cut while it was written
         history.add(row)
     return Saved(replace(kept["recipe"], **sources), weights, progress, history, kept["original"])

@@ -144,7 +144,8 @@ class Step:
             result = self.own(model, self.criterion, batch)
             loss, outputs = result if isinstance(result, tuple) else (result, None)
             target = None if outputs is None else split_batch(batch)[1]
-            return StepResult(loss, outputs, target, self.counted(batch_length(batch)))
+            count = self.counted(batch_length(batch))
+            return StepResult(loss if count is None else without_nothing(loss, count), outputs, target, count)
         if isinstance(batch, dict) and self.criterion is None:
             outputs = model(**batch)
             return StepResult(_own_loss(outputs), main_output(outputs), split_batch(batch)[1])
@@ -194,6 +195,11 @@ class Step:
                 f"for targets of shape {tuple(target.shape)}: "
                 f"end the model with .squeeze(1), or pass the target as y[:, None]."
             )
+
+
+def without_nothing(loss: Any, count: Tensor) -> Any:
+    """A mean over nothing as 0 rather than NaN, which would spoil what it is added to."""
+    return torch.where(count > 0, loss, torch.zeros_like(loss)) if isinstance(loss, Tensor) else loss
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:

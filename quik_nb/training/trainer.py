@@ -37,7 +37,7 @@ from quik_nb.training.data import batches, pass_batches
 from quik_nb.training.evaluate import Evaluation, autocast
 from quik_nb.training.metrics import LossMeter, MetricSet, detached, exact
 from quik_nb.training.snapshot import Progress, Snapshot
-from quik_nb.training.step import Step
+from quik_nb.training.step import Step, without_nothing
 from quik_nb.training.update import Updater, freeze
 from quik_nb.training.world import World
 
@@ -343,7 +343,9 @@ class Trainer:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise RecipeError(f"backward takes a loss that is one number in a tensor, and got {got}: pass loss.mean().")
         batch = self.batch or Batch(None, 1, self.world.world_size)
-        self.updater.backward(loss, batch, self.step.counted(batch.samples) if count is None else count)
+        if count is None and (count := self.step.counted(batch.samples)) is not None:
+            loss = without_nothing(loss, count)
+        self.updater.backward(loss, batch, count)
 
     def add_loss(self, loss: Tensor, count: Tensor | None = None, samples: int | None = None) -> None:
         """Count a loss towards the epoch's mean.

@@ -13,7 +13,7 @@ from harness.kernel import Kernel
 from harness.plain import classes, network, numbers, quiet, regression
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from quik_nb import CheckpointError, QuikSession, RecipeError
 from quik_nb.quoting import Quoter, lambda_source
@@ -286,3 +286,86 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         regression().as_code(tmp_path / "script")
     with pytest.raises(RecipeError, match="add_model"):
         quiet().add_data(train=numbers()).as_code()
+
+
+class Hidden(nn.Module):
+    """A class that keeps its arguments in other forms, or not at all."""
+
+    def __init__(self, width: int = 4, drop: float = 0.0, power: float = 2.0) -> None:
+        super().__init__()
+        self.power = power - 1
+        self.layers = nn.Sequential(nn.Linear(5, width), nn.Dropout(drop), nn.Linear(width, 1)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) ** self.power
+
+
+@pytest.mark.parametrize(
+    ("model", "call"),
+    [
+        (Hidden(), "model = Hidden(...)"),  # whose power it keeps in another form
+        (Hidden(4, 0.5), "model = Hidden(...)"),
+        (nn.Sequential(Named()), "    Named(),"),
+    ],
+)
+def test_arguments_are_not_guessed(model: nn.Module, call: str) -> None:
+    """Whether a class makes the same module from what it kept is tried out; where not, that is to be filled in."""
+    code = regression(model).as_code()
+
+    assert call in code
+    assert ("Hidden does not tell what it was made with (width, drop, power)" in code) == ("Hidden" in call)
+
+
+def test_a_layer_that_was_put_in_is_no_secret() -> None:
+    """A module that is no longer as its class makes it is not passed off as one that is."""
+    model = Named()
+    model.layer = nn.Linear(5, 1, bias=False).double()
+
+    assert "Named was changed after it was made" in regression(model).as_code()
+
+
+class NamedRows(Counting):
+    """A dataset of dicts."""
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = super().__getitem__(i)
+        return {"x": x, "labels": y}
+
+
+def test_a_dataset_of_dicts_with_a_criterion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its batches go to the model by name, and the label to the criterion; a last batch that is dropped is dropped."""
+    loader = DataLoader(NamedRows(40), batch_size=16, drop_last=True)
+    session = regression(Named(), epochs=2, base_dir=tmp_path, data_date="20210101").add_data(train=loader)
+    code = session.as_code()
+    (tmp_path / "data").mkdir()
+    torch.save(session.model.state_dict(), tmp_path / "data" / "state_dict_eorig_20210101.pt")
+    session.train()
+    names: dict[str, Any] = {"own_train": NamedRows(40)}
+    exec(code.replace("train = ...", "train = own_train"), names)
+
+    assert list(session.history.train_loss) == pytest.approx([row["train_loss"] for row in names["history"]], abs=1e-12)
+
+
+BATCH_SIZE = 7
+
+
+def test_names_that_the_script_needs_itself() -> None:
+    """A name of the user's that the script gives to something else is told of rather than overwritten."""
+
+    def sized(model: nn.Module, criterion: Any, batch: Any) -> Tensor:
+        return criterion(model(batch[0]), batch[1]) / BATCH_SIZE
+
+    assert "BATCH_SIZE is a name of yours and of this script" in regression().set_step(sized).as_code()
+
+
+def test_first_weights_of_another_training(tmp_path: Path) -> None:
+    """A script that would start from another session's weights says so; one with a folder has its own."""
+    one = regression(save=True, base_dir=tmp_path, epochs=1)
+    one.train()
+    before = one.as_code()
+    regression(network(dropout=0.5), save=True, base_dir=tmp_path, epochs=1).train()
+    same_weights = one.as_code()
+    regression(net(7), save=True, base_dir=tmp_path, epochs=1).train()
+
+    assert "To fill in" not in before + same_weights
+    assert "the first weights there are another training's: as_code('folder') writes yours" in one.as_code()

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from quik_nb.training.compiling import Compiled
 def test_average_is_torch_own() -> None:
     """With ema the model held is torch's average over the steps of the plain loop."""
     by_hand = network()
-    average = AveragedModel(by_hand, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average = AveragedModel(by_hand, multi_avg_fn=get_ema_multi_avg_fn(0.9))  # type: ignore[no-untyped-call]
     optimizer = optim.SGD(by_hand.parameters(), lr=0.1)
     step = lambda: average.update_parameters(by_hand)  # noqa: E731
     plain_loop(by_hand, numbers(), nn.MSELoss(), optimizer, epochs=2, after_step=step)
@@ -169,12 +170,20 @@ def test_bf16_on_the_cpu(processes: int) -> None:
     assert list(full.history.train_loss) != list(session.history.train_loss)
 
 
-def test_norm_is_recorded() -> None:
-    """With clip_norm the history has the mean norm of the gradients before they are clipped."""
-    session = regression(epochs=1, clip_norm=1e-3)
-    session.train()
+@pytest.mark.parametrize("processes", [1, 2])
+def test_norm_is_recorded(processes: int) -> None:
+    """With clip_norm the history has the mean over each epoch's steps of the gradients' norm before it is clipped."""
+    by_hand, norms = network(), []
+    clip = lambda: norms.append(nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0).item())  # noqa: E731
+    optimizer = optim.SGD(by_hand.parameters(), lr=0.1)
+    plain_loop(by_hand, numbers(), nn.MSELoss(), optimizer, epochs=2, after_backward=clip)
+    steps = len(norms) // 2
+    session = regression(epochs=2, lr=0.1, clip_norm=1.0)
+    session.train(processes=processes)
 
-    assert session.history.grad_norm[0] > 1e-3
+    assert min(norms) < 1.0 < max(norms)  # so that some are clipped
+    assert [fmean(norms[:steps]), fmean(norms[steps:])] == pytest.approx(list(session.history.grad_norm), rel=1e-9)
+    assert distance(by_hand, session.model) <= 1e-12
 
 
 @pytest.mark.parametrize("processes", [1, 2])

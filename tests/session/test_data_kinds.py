@@ -16,6 +16,7 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
+    Sampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -437,3 +438,74 @@ def test_saved_tensors_that_are_damaged(tmp_path: Path) -> None:
     (tmp_path / "data" / "train_tensor_20210101.pt").write_bytes(b"PK\3\4 cut short")
     with pytest.raises(CheckpointError, match=r"train_tensor_20210101\.pt"):
         quiet(base_dir=tmp_path, data_date="20210101").add_data()
+
+
+class Counted(Sampler[int]):
+    """A sampler that shuffles by the epoch that it is told, as `DistributedSampler` does."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.told.append(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(32))
+
+    def __len__(self) -> int:
+        return 32
+
+
+def test_a_sampler_is_told_the_epoch(default_dtype_float64: None) -> None:
+    """A sampler with `set_epoch` hears of each epoch before it is asked for its order."""
+    sampler = Counted()
+    trained(DataLoader(Fetched(), batch_size=16, sampler=sampler))
+
+    assert [0, 1] == sampler.told
+
+
+def test_a_stream_that_drops_its_last_batch(default_dtype_float64: None) -> None:
+    """`drop_last` of a loader over a stream is obeyed."""
+    seen = []
+    session = quiet(epochs=1).add_data(train=DataLoader(Streamed(), batch_size=32, drop_last=True))
+    session.add_model(network()).set_criterion(nn.MSELoss).set_optimizer(optim.SGD)
+    session.model.register_forward_pre_hook(lambda model, inputs: seen.append(len(inputs[0])))
+    session.train()
+
+    assert [32, 32, 32] == seen
+
+
+def test_inputs_of_a_model_that_takes_several() -> None:
+    """`predict` passes all inputs, for models that were trained from a dataset or loader as well."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 1).double()
+
+        def forward(self, one: Tensor, two: Tensor | None = None) -> Tensor:
+            return self.layer(one if two is None else one + two)
+
+    x, y = numbers(48)
+    samples = list(zip(x, 2 * x, y, strict=True))
+    for data in (samples_of(samples), DataLoader(samples_of(samples), batch_size=16)):
+        session = quiet(epochs=1).add_data(train=data).add_model(Both())
+        session.set_criterion(nn.MSELoss).set_optimizer(optim.SGD).train()
+        with torch.no_grad():
+            expected = session.model(x, 2 * x)
+
+        assert torch.equal(expected, session.predict((x, 2 * x)))
+        assert torch.equal(expected, session.predict((x, 2 * x, y)))
+
+
+def samples_of(items: list[Any]) -> Dataset[Any]:
+    """A dataset of these samples."""
+
+    class Listed(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(items)
+
+        def __getitem__(self, i: int) -> Any:
+            return items[i]
+
+    return Listed()

@@ -1,13 +1,16 @@
 """What goes wrong is said at once and in words, and afterwards the session trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from harness.plain import classes, distance, network, numbers, quiet, regression
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
+from torch.utils.data import IterableDataset
 
 from quik_nb import QuikError, QuikSession, RecipeError
 
@@ -80,7 +83,19 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "event": (lambda s: s.on("epoch_ends", print), "no event 'epoch_ends': did you mean 'epoch_end'"),
     "listener": (lambda s: s.on("epoch_end", "print"), "'print' is no function"),
     "split": (lambda s: s.predict("vaild"), "no split 'vaild': did you mean 'valid'"),
+    "loop": (lambda s: s.traverse(3), r"3 is no function of a loop: type session.traverse\(loop\)"),
+    "names of a report": (lambda s: s.report("test"), r"not 'test': type report\(split=...\)"),
+    "columns of one name": (
+        lambda s: s.add_data(train=pd.DataFrame([[1.0, 2.0, 3.0]], columns=["a", "a", "b"]), target="b"),
+        "several columns of the name 'a'",
+    ),
 }
+
+
+def loss_alone(model: nn.Module, criterion: Any, batch: Any) -> Tensor:
+    """A step that keeps its outputs to itself."""
+    return criterion(model(batch[0]), batch[1])
+
 
 AT_TRAINING: dict[str, tuple[Change, str]] = {
     "optimizer keyword": (
@@ -127,6 +142,16 @@ AT_TRAINING: dict[str, tuple[Change, str]] = {
     ),
     "group rate": (lambda s: s.set_optimizer(optim.SGD, groups={"0": {"lr": -1}}), "lr=-1 is not a number from 0 up"),
     "half a group": (lambda s: s.set_optimizer(optim.SGD, groups={"0, head": {}}), "'head' fits no parameter"),
+    "function of numbers": (
+        lambda s: s.add_data(train=(numbers()[0], numbers()[1][:, 0])).set_criterion(nn.functional.mse_loss),
+        r"gives \(16, 1\) for targets of shape \(16,\): end the model with .squeeze\(1\)",
+    ),
+    "metrics without outputs": (
+        lambda s: s.set_metrics(error=nn.functional.l1_loss).set_step(
+            lambda model, criterion, batch: criterion(model(batch[0]), batch[1])
+        ),
+        r"the step returns the loss alone: have it return \(loss, outputs\)",
+    ),
     "plateau per batch": (
         lambda s: s.set_scheduler(lr_scheduler.ReduceLROnPlateau, per="batch"),
         "watches the loss of an epoch, so it is stepped once an epoch: leave out per=",
@@ -342,3 +367,41 @@ def test_a_stream_without_length_needs_the_total_of_a_schedule(scheduler: Any) -
 
     assert 1 == len(session.history)
     assert torch.isfinite(torch.tensor(session.history["train_loss"][0]))
+
+
+@dataclass
+class Distance:
+    """A criterion that cannot be hashed, as dataclasses cannot."""
+
+    power: int = 2
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets) ** self.power).mean()
+
+
+def test_criteria_of_any_kind() -> None:
+    """Any object that can be called is a criterion, also one that cannot be hashed."""
+    own, torchs = regression(epochs=1).set_criterion(Distance()), regression(epochs=1)
+    own.train()
+    torchs.train()
+
+    assert 0.0 == distance(own.model, torchs.model)
+
+
+def test_a_schedule_made_by_a_function() -> None:
+    """A function makes a schedule that takes more than keywords, by whatever name it calls the optimizer."""
+    session = regression(epochs=3, lr=0.1).set_scheduler(lambda o: lr_scheduler.StepLR(o, 1, gamma=0.5))
+    session.train()
+
+    assert [0.1, 0.05, 0.025] == pytest.approx(list(session.history.lr))
+
+
+def test_a_validation_split_that_comes_out_empty() -> None:
+    """A stream that has nothing to validate with is told of, rather than taken for a stop."""
+
+    class Nothing(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+    with pytest.raises(RecipeError, match="nothing to validate with"):
+        regression(epochs=1).add_data(train=numbers(), valid=Nothing()).train()

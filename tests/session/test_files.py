@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,31 @@ def test_a_stopped_epoch_has_no_file(tmp_path: Path) -> None:
 
     assert ["state_dict_eorig"] == after_stop
     assert 0.0 == distance(straight.model, session.load_epoch(0).model)
+
+
+def test_a_name_is_taken_over_in_one_go(tmp_path: Path) -> None:
+    """Of two trainings of one date that write at the same time, none writes into the other's files."""
+    sessions = [saving(tmp_path, epochs=30, lr=lr) for lr in (0.1, 0.01)]
+    threads = [threading.Thread(target=session.train) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    for session in sessions:
+        assert 0.0 == distance(session.model, session.load_epoch(29).model)
+        assert session.folder is not None
+        last = torch.load(session.folder / "state_dict_e29.pt")
+        assert 0.0 == distance(session.model, last)
+    assert [] == [path.name for path in (tmp_path / "data").iterdir() if path.name.startswith(".")]
+
+
+def test_keep_removes_the_names_of_yesterday(tmp_path: Path) -> None:
+    """Weights that are not to stay go with all of their names, also with that of another date."""
+    session = saving(tmp_path, epochs=1, keep=1, lr=0.01)
+    session.train(data_date="20210101")
+    session.train(data_date="20210102")
+
+    assert ["state_dict_e1_20210102.pt", "state_dict_eorig_20210101.pt"] == [
+        path.name for path in sorted((tmp_path / "data").glob("*.pt"))
+    ]

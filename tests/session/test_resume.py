@@ -1,5 +1,6 @@
 """A run folder is picked up again by a session that knows nothing of the first one."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from harness.plain import classes, distance, network, quiet, regression
 from torch import nn, optim
 from torch.optim import lr_scheduler
+from torch.utils.data import Dataset
 
-from quik_nb import CheckpointError, QuikSession
+from quik_nb import CheckpointError, QuikSession, RecipeError
+from quik_nb.events import Mark, Row
+from quik_nb.history import History
 
 
 def saving(folder: Path, **settings: Any) -> QuikSession:
@@ -134,3 +138,61 @@ def test_state_of_any_kind_comes_home(tmp_path: Path) -> None:
 
     assert [1e-3, 5e-4] == pytest.approx(resumed.history["lr"].tolist(), abs=1e-3)
     assert "finished" == session.runs["state"].iloc[-1]
+
+
+class Long(Dataset[Any]):
+    """A dataset of some size, which only its pickle tells."""
+
+    def __init__(self, kilobytes: int) -> None:
+        self.x = np.zeros((kilobytes, 128))
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i, :5], self.x[i, :1]
+
+
+def test_data_that_are_too_large_are_not_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of data that are too large to be kept twice the folder keeps nothing, neither them nor those of a call before."""
+    monkeypatch.setattr("quik_nb.training.resume.SAMPLES_BYTES", 100_000)
+    session = saving(tmp_path).add_data(train=Long(20))
+    session.train(epochs=1)
+    assert session.folder is not None
+    kept = (session.folder / "samples.pt").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session.add_data(train=Long(200)).train(epochs=1)
+    again = QuikSession.resume(session.folder)
+
+    assert kept
+    assert ["checkpoint.pt", "history.jsonl", "recipe.pt", "state_dict_e0.pt", "state_dict_e1.pt"] == sorted(
+        path.name for path in session.folder.iterdir()
+    )
+    with pytest.raises(RecipeError, match=r"still to type:\n    .add_data"):
+        again.train()
+
+
+def test_a_checkpoint_in_an_epoch_and_what_came_after(tmp_path: Path) -> None:
+    """Rows and marks of after the checkpoint, from a call that was killed, are not taken for its own."""
+    session = saving(tmp_path)
+    session.train(epochs=1)
+    assert session.folder is not None
+    with (session.folder / "history.jsonl").open("a") as file:
+        file.write(History([Row(1, 0.5, 0.5, 1.0, 0.1)], [Mark(1.5, "lr 0.1"), Mark(1.0, "x", apart=True)]).to_jsonl())
+    again = QuikSession.resume(session.folder)
+
+    assert [0] == list(again.history.epoch)
+    assert [] == again._state.history.marks
+    again.load_best()
+
+
+def test_a_history_of_another_version(tmp_path: Path) -> None:
+    """A record with fields that this version does not know is refused by name."""
+    session = saving(tmp_path)
+    session.train(epochs=1)
+    assert session.folder is not None
+    with (session.folder / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 1, "luck": 3}\n')
+    with pytest.raises(CheckpointError, match=r"history.jsonl is no history of this version.*luck"):
+        QuikSession.resume(session.folder)

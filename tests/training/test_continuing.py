@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.plain import classes, distance, network, numbers, quiet, regression, weights
+from harness.plain import classes, distance, network, numbers, plain_loop, quiet, regression, weights
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
@@ -306,17 +306,21 @@ def test_a_stop_ends_a_pause() -> None:
     assert [3 / STEPS] == pytest.approx(list(session.history["share"]))
 
 
-def test_a_rate_set_on_the_way_holds_from_the_next_step() -> None:
-    """`set_lr` equals a plain loop whose rate changes at that step, and the next train() keeps it."""
-    by_hand = network()
-    session = regression(epochs=2, lr=0.1)
-    assert isinstance(by_hand, nn.Module)
-    with at_step(session, 2, lambda: session.run.set_lr(0.01)):  # type: ignore[union-attr]
+@pytest.mark.parametrize("step", [0, 2, STEPS - 2])
+def test_a_rate_set_on_the_way_holds_from_the_next_step(step: int) -> None:
+    """`set_lr` equals a plain loop whose rate changes after that step, and the next train() keeps it."""
+    by_hand, session = network(), regression(epochs=2, lr=0.1)
+    optimizer = optim.SGD(by_hand.parameters(), lr=0.1)
+    change = lr_scheduler.MultiStepLR(optimizer, milestones=[step + 1], gamma=0.1)
+    losses = plain_loop(by_hand, numbers(), nn.MSELoss(), optimizer, epochs=2, after_step=change.step)
+    with at_step(session, step, lambda: session.run.set_lr(0.01)):  # type: ignore[union-attr]
         session.train(1)
     session.train(1)
 
+    assert losses == pytest.approx(list(session.history["train_loss"]), rel=1e-12)
+    assert distance(by_hand, session.model) <= 1e-12
     assert [0.01, 0.01] == list(session.history["lr"])
-    assert ["lr 0.01"] == [mark.label for mark in session._state.history.marks]
+    assert [((step + 1) / STEPS, "lr 0.01")] == [(m.epoch, m.label) for m in session._state.history.marks]
 
 
 @pytest.mark.parametrize(
@@ -496,8 +500,8 @@ def test_a_seed_may_be_long() -> None:
 @pytest.mark.parametrize("ends", ["finished", "stopped", "failed"])
 def test_the_users_random_numbers_are_not_disturbed(ends: str) -> None:
     """However a training ends, torch, NumPy and Python go on drawing as if it had not been."""
-    actions = {"finished": lambda: None, "stopped": lambda: stop(session)(), "failed": lambda: 1 / 0}
     session = noisy_samples(epochs=1)
+    actions = {"finished": lambda: None, "stopped": stop(session), "failed": lambda: 1 / 0}
 
     def draw() -> tuple[float, float, float]:
         return torch.rand(()).item(), float(np.random.rand()), random.random()
@@ -536,18 +540,22 @@ def test_another_rate_keeps_the_moments() -> None:
     assert [0.01, 0.01, 0.001] == list(session.history["lr"])
 
 
-def test_another_optimizer_starts_without_moments() -> None:
-    """Another class of optimizer starts fresh on the weights that are there."""
-    session, expected = adam(epochs=1), None
-    session.train()
-    fresh = quiet(epochs=2).add_data(train=numbers(), valid=numbers(37)).add_model(network(dropout=0.3))
-    fresh.set_criterion(nn.MSELoss).set_optimizer(optim.RMSprop)
-    fresh.model.load_state_dict(session.model.state_dict())
-    session.set_optimizer(optim.RMSprop).train()
+class OwnAdam(optim.Adam):
+    """An optimizer of the user's own, which takes the keywords of another."""
 
-    assert expected is None
-    assert [0, 1] == list(session.history["epoch"])
-    assert set(session._state.progress.optimizer["state"][0]) >= {"square_avg"}  # type: ignore[index]
+
+@pytest.mark.parametrize("optimizer", [optim.RMSprop, optim.AdamW, OwnAdam])
+def test_another_optimizer_starts_without_moments(optimizer: type[optim.Optimizer]) -> None:
+    """Another class of optimizer goes on from the weights that are there as one that is made anew for them would."""
+    session, fresh = adam(epochs=1), adam(epochs=1).set_optimizer(optimizer)
+    session.train()
+    fresh.model.load_state_dict(session.model.state_dict())
+    fresh._state.progress = Progress(epoch=1)  # for the order of the samples
+    session.set_optimizer(optimizer).train()
+    fresh.train()
+
+    assert rows(fresh) == rows(session)[1:]
+    assert 0.0 == distance(fresh.model, session.model)
 
 
 def test_another_model_starts_a_new_training() -> None:
@@ -641,7 +649,7 @@ def test_the_users_own_error_comes_through() -> None:
         session.train()
     row = session.history.iloc[-1]
     held = session.evaluate("valid")["loss"]
-    session.model.patience = 1000
+    session.model.patience = 1000  # type: ignore[assignment]
     session.train(2)
 
     assert ["quik_nb: this was a batch of (16, 5) float64, (16, 1) float64."] == caught.value.__notes__

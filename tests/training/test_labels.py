@@ -127,3 +127,46 @@ def test_a_stop_keeps_the_counts() -> None:
     session.train(epochs=1)
 
     assert straight.history["train_loss"][0] == session.history["train_loss"][0]
+
+
+def own_step(model: nn.Module, criterion: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """What the default step does, typed by the user."""
+    x, y = batch
+    outputs = model(x)
+    return criterion(outputs, y), outputs
+
+
+def own_loop(session: Any) -> None:
+    """What the default loop does, typed by the user, with a look at other samples in between."""
+    for _ in session.iter_epochs():
+        for x, y in session.loader("train"):
+            loss = session.criterion(session.model(x), y)
+            session.backward(loss)
+            session.metrics.add_loss(loss)
+            with torch.no_grad():
+                session.criterion(session.model(x), y)
+        session.end_epoch()
+
+
+@pytest.mark.parametrize("ranks", [{}, {"accumulate": 4}, {"processes": 2}, {"processes": 2, "accumulate": 2}])
+@pytest.mark.parametrize("how", ["step", "loop"])
+def test_ones_own_code_is_counted_as_the_default_is(how: str, ranks: dict[str, Any]) -> None:
+    """A step or loop that calls a criterion with weights itself has the same numbers, in parts and on ranks too."""
+    default, own = (classifier(some_ignored(), weight=WEIGHT).add_data(train=some_ignored(), valid=0.2) for _ in "ab")
+    default.train()
+    if how == "step":
+        own.set_step(own_step).train(**ranks)
+    else:
+        own.traverse(own_loop, **ranks)
+
+    columns = ["train_loss", "valid_loss"]
+    assert default.history[columns].values == pytest.approx(own.history[columns].values, abs=1e-9)
+    assert distance(default.model, own.model) <= 1e-9
+
+
+def test_the_users_criterion_is_given_back() -> None:
+    """An instance that was listened to has no hook of ours afterwards."""
+    criterion = nn.CrossEntropyLoss(weight=WEIGHT)
+    classifier(classes(), criterion).set_step(own_step).train(epochs=1)
+
+    assert {} == dict(criterion._forward_hooks)
