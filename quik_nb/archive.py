@@ -48,7 +48,7 @@ def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
         before = replace(before, **kept)
     # a session that is loaded saves into a folder of its own, so that two of them do not write into one
     earlier = state.earlier if state.folder is None else (state.folder.absolute(), state.progress.epoch)
-    kept_state = replace(state, trained=before, folder=None, earlier=earlier)
+    kept_state = replace(state, trained=before, folder=None, earlier=earlier, held_folder=None)
     content = {"recipe": slim, "state": kept_state, "maker": maker}
     try:
         write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=pickling)

@@ -193,6 +193,7 @@ class Runs(Steps):
         if outcome is not None:
             self._recipe.model.load_state_dict(outcome.weights)  # type: ignore[union-attr]
             self._state.settle(outcome)
+        self._state.release()
         self._attempts[-1].settle()
 
     def _listen(self, event: Any) -> None:

@@ -1,13 +1,16 @@
 """The training that a session has under way: how far it has come, its history, and where its files are."""
 
 import math
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quik_nb.errors import CheckpointError
 from quik_nb.history import History, score
+from quik_nb.locks import hold
 from quik_nb.recipe import Recipe
 from quik_nb.settings import Settings
 from quik_nb.sources import SPLITS
@@ -32,7 +35,9 @@ class State:
     folder: Path | None = None
     """the run folder, once something was saved there"""
     earlier: tuple[Path, int] | None = None
-    """the run folder of the session that this one was loaded from, and up to which epoch its weights are ours"""
+    """the run folder of an earlier session whose weights are ours, and up to which epoch"""
+    held_folder: int | None = None
+    """the lock of the run folder, while a training writes there"""
 
     def _saver(self, settings: Settings, at_once: bool) -> Saver | None:
         """What writes this training's files; None where none are wanted."""
@@ -56,14 +61,33 @@ class State:
         assert recipe.model is not None  # Recipe.check has seen to it
         if self.original is None:
             self.original = copied(recipe.model.state_dict())
+        self.release()
+        if recipe.settings.save and self.folder is not None:
+            self._hold(self.folder)
         new = self.folder is None
         saver = self._saver(recipe.settings, at_once)
+        if saver is not None and new:
+            self._hold(saver.folder)
         if saver is not None:  # whole, as calls that saved nothing, or that could not, have left gaps
             write_history(self.history, saver.folder)
         if saver is not None and (new or recipe != self.trained):
             write_recipe(recipe, self.original, saver.folder, samples=new or not self._same_samples(recipe))
         self.trained = recipe
         return saver
+
+    def _hold(self, folder: Path) -> None:
+        """Have a folder for ourselves; where another session trains in it, as in a kernel that lives on, leave it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # without locks there is nobody to ask
+            self.held_folder = hold(folder)
+            if self.held_folder is None:
+                self.earlier, self.folder = (folder, self.progress.epoch), None
+
+    def release(self) -> None:
+        """Let others write into the run folder."""
+        if self.held_folder is not None:
+            os.close(self.held_folder)
+            self.held_folder = None
 
     def _same_samples(self, recipe: Recipe) -> bool:
         before = self.trained

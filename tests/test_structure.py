@@ -19,7 +19,7 @@ import quik_nb
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quik_nb"
 
-BASE = {"errors", "events", "pickling", "sameness"}
+BASE = {"errors", "events", "locks", "pickling", "sameness"}
 RECORDS = BASE | {"history"}
 PLANS = BASE | {"frames", "placement", "recipe", "settings", "sources"}
 TRAINING = RECORDS | PLANS | {"training"}
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "events": BASE,
     "frames": BASE,
     "history": RECORDS,
+    "locks": BASE,
     "pickling": BASE,
     "placement": PLANS,
     "sameness": BASE,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from quik_nb import pickling
 from quik_nb.errors import RecipeError
+from quik_nb.locks import hold
 from quik_nb.sources import SPLITS, Source, Tensors
 from quik_nb.training.trainer import Job
 
@@ -45,7 +46,8 @@ class Scratch:
         if self.path is None or not self.path.exists() or not self.path.name.startswith(f"{PREFIX}{os.getpid()}_"):
             _sweep()
             self.path, self._data = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_")), None
-            self._held = _hold(self.path / LOCK)
+            with suppress(OSError):  # without locks nobody else dares to clean up
+                self._held = hold(self.path / LOCK)
             atexit.register(shutil.rmtree, self.path, ignore_errors=True)
         return self.path
 
@@ -72,25 +74,9 @@ def _sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*_*"):
         with suppress(OSError):  # of another user, or gone already
             settled = (folder / LOCK).exists() or time.time() - folder.stat().st_mtime > JUST_MADE
-            if folder.stat().st_uid == os.getuid() and settled and (held := _hold(folder / LOCK)) is not None:
+            if folder.stat().st_uid == os.getuid() and settled and (held := hold(folder / LOCK)) is not None:
                 os.close(held)
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _hold(lock: Path) -> int | None:
-    """The lock of a folder, or None where another process has it; one that was killed has none.
-
-    A process's number would not do: another container, or another host with the same folder, may have that number too.
-    """
-    import fcntl  # not everywhere, and nowhere that workers do not run
-
-    held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(held)
-        return None
-    return held
 
 
 def fingerprint(sources: tuple[Source | None, ...]) -> object:

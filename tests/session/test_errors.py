@@ -147,9 +147,7 @@ AT_TRAINING: dict[str, tuple[Change, str]] = {
         r"gives \(16, 1\) for targets of shape \(16,\): end the model with .squeeze\(1\)",
     ),
     "metrics without outputs": (
-        lambda s: s.set_metrics(error=nn.functional.l1_loss).set_step(
-            lambda model, criterion, batch: criterion(model(batch[0]), batch[1])
-        ),
+        lambda s: s.set_metrics(error=nn.functional.l1_loss).set_step(loss_alone),
         r"the step returns the loss alone: have it return \(loss, outputs\)",
     ),
     "plateau per batch": (

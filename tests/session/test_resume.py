@@ -196,3 +196,26 @@ def test_a_history_of_another_version(tmp_path: Path) -> None:
         file.write('{"epoch": 1, "luck": 3}\n')
     with pytest.raises(CheckpointError, match=r"history.jsonl is no history of this version.*luck"):
         QuikSession.resume(session.folder)
+
+
+def test_a_folder_in_which_another_session_trains(tmp_path: Path) -> None:
+    """A session that goes on from a folder while the first one still writes there does so in a folder of its own."""
+    first, others = saving(tmp_path), []
+    first.train(epochs=2)
+
+    def go_on(event: Any) -> None:
+        if event.row.epoch == 2:
+            others.append(QuikSession.resume(first.folder))
+            others[0].train(epochs=1)
+
+    first.on("epoch_end", go_on).train(epochs=2)
+    assert first.folder is not None
+    (other,) = others
+
+    assert first.folder != other.folder
+    assert [0, 1, 2, 3] == list(QuikSession.resume(first.folder).history.epoch)
+    for epoch in (0, 1):
+        assert 0.0 == distance(first.load_epoch(epoch).model, other.load_epoch(epoch).model)
+    again = QuikSession.resume(first.folder)
+    again.train(epochs=1)
+    assert first.folder == again.folder
