@@ -70,8 +70,11 @@ class History:
 
     @property
     def best(self) -> Row | None:
-        """The row with the lowest `valid_loss` (`train_loss` where none has one) among the whole epochs."""
-        alike = self.comparable
+        """The row with the lowest `valid_loss` (`train_loss` where none has one) among the whole epochs.
+
+        None where no row has one that is a number, or that can be compared with what is trained now.
+        """
+        alike = [row for row in self.comparable if score(row) < math.inf]
         whole = [row for row in alike if row.share == 1.0] or alike
         return min(whole, key=score, default=None)
 
@@ -118,10 +121,12 @@ class History:
 
     def __repr__(self) -> str:
         best = self.best
-        if best is None:
+        if not self.rows:
             return "no epochs yet"
-        name = "train_loss" if best.valid_loss is None else "valid_loss"
         count = f"{len(self.rows)} epoch{'s' if len(self.rows) != 1 else ''}"
+        if best is None:
+            return f"{count}, none of them the best"
+        name = "train_loss" if best.valid_loss is None else "valid_loss"
         return f"{count}, best {name} {score(best):.4g} in epoch {best.epoch}"
 
 

@@ -242,7 +242,8 @@ class QuikSession(Runs):
         """
         best = self._state.history.best
         if best is None:
-            raise CheckpointError("There is no best epoch yet, as nothing was trained: session.train() first.")
+            why = "no epoch has a loss that can be compared" if self._state.history.rows else "nothing was trained"
+            raise CheckpointError(f"There is no best epoch yet, as {why}: session.train() first.")
         return self.load_epoch(best.epoch)
 
     @classmethod

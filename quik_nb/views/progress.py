@@ -109,9 +109,10 @@ class Progress:
         ending = self._ending()
         best = self._history.best
         parts = [f"{self._title}: {ending}" if self._title and ending else self._title or ending]
-        if best is not None:
+        if self._history.rows:
             seconds = sum(row.time for row in self._history)
             parts.append(f"{plural(len(self._history), 'epoch')} in {duration(seconds)}")
+        if best is not None:
             name = "train_loss" if best.valid_loss is None else "valid_loss"
             parts.append(f"best {name} {number(score(best))} in epoch {best.epoch}")
         return " · ".join(part for part in parts if part) or "no epochs yet"

@@ -1,5 +1,6 @@
 """What goes wrong is said at once and in words, and afterwards the session trains."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import IterableDataset
 
-from quik_nb import QuikError, QuikSession, RecipeError
+from quik_nb import CheckpointError, QuikError, QuikSession, RecipeError
 
 Change = Callable[[QuikSession], object]
 
@@ -403,3 +404,15 @@ def test_a_validation_split_that_comes_out_empty() -> None:
 
     with pytest.raises(RecipeError, match="nothing to validate with"):
         regression(epochs=1).add_data(train=numbers(), valid=Nothing()).train()
+
+
+def test_a_validation_loss_that_is_no_number() -> None:
+    """NaN in the validation data makes no epoch the best, and is shown as what it is."""
+    x, y = numbers(37)
+    session = regression(epochs=2).add_data(train=numbers(), valid=(x, y * math.nan))
+    session.train()
+
+    assert session.history.valid_loss.isna().all()
+    assert "history    2 epochs, none of them the best" in repr(session)
+    with pytest.raises(CheckpointError, match="no epoch has a loss that can be compared"):
+        session.load_best()
