@@ -263,7 +263,7 @@ class QuikSession(Runs):
         saved = read_session(where)
         session = cls()
         session._recipe = saved.recipe
-        session._state = State(saved.history, saved.progress, saved.recipe, saved.original, folder=where)
+        session._state = State(saved.history, saved.progress, saved.trained, saved.original, folder=where)
         load_into(session.model, saved.weights, str(where))
         return session
 

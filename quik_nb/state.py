@@ -71,7 +71,8 @@ class State:
         if saver is not None:  # whole, as calls that saved nothing, or that could not, have left gaps
             write_history(self.history, saver.folder)
         if saver is not None and (new or recipe != self.trained):
-            write_recipe(recipe, self.original, saver.folder, samples=new or not self._same_samples(recipe))
+            others = new or not self._same_samples(recipe)
+            write_recipe(recipe, self.original, saver.folder, samples=others, before=None if new else self.trained)
         self.trained = recipe
         return saver
 

@@ -19,7 +19,7 @@ from quik_nb.history import History
 from quik_nb.recipe import Recipe
 from quik_nb.sources import SPLITS, Source, Tensors
 from quik_nb.training.checkpoint import part_of, write
-from quik_nb.training.saver import CHECKPOINT, HISTORY, read_checkpoint
+from quik_nb.training.saver import CHECKPOINT, HISTORY, read_checkpoint, stamp
 from quik_nb.training.snapshot import Progress
 
 RECIPE, SAMPLES = "recipe.pt", "samples.pt"
@@ -33,6 +33,8 @@ class Saved:
     """What a run folder holds."""
 
     recipe: Recipe
+    trained: Recipe
+    """what the weights were trained by, which a call that was killed at once had changed"""
     weights: dict[str, Any]
     progress: Progress
     history: History
@@ -40,7 +42,9 @@ class Saved:
     """the weights of before the first epoch"""
 
 
-def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples: bool) -> None:
+def write_recipe(
+    recipe: Recipe, original: dict[str, Any], folder: Path, samples: bool, before: Recipe | None = None
+) -> None:
     """Write what a new kernel needs to go on; what cannot be written is warned about, and training goes on.
 
     Args:
@@ -48,13 +52,15 @@ def write_recipe(recipe: Recipe, original: dict[str, Any], folder: Path, samples
         original: the weights of before the first epoch.
         folder: the run folder.
         samples: whether they are new, so that they are to be written too.
+        before: what was trained by until now, and holds until the first checkpoint of this training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bare = replace(recipe, train=None, valid=None, test=None)
+    bare, old = (r and replace(r, train=None, valid=None, test=None) for r in (recipe, before))
+    parts = {"recipe": bare, "original": original, "before": old, "until": stamp(folder), "samples": samples}
     try:
         if samples:
             (folder / SAMPLES).unlink(missing_ok=True)  # of other data; whether the new ones can be kept is not sure
-        write({"recipe": bare, "original": original}, folder / RECIPE, pickle_module=pickling)
+        write(parts, folder / RECIPE, pickle_module=pickling)
         if samples and size(recipe) <= SAMPLES_BYTES:
             _write_samples({split: getattr(recipe, split) for split in SPLITS}, folder / SAMPLES)
     except Exception as error:  # anything may be in a recipe; that it cannot be written must not stop the training
@@ -151,4 +157,7 @@ def read_session(folder: Path) -> Saved:
     history.marks = [mark for mark in history.marks if mark.epoch < end or (within and mark.epoch == end)]
     if row is not None:  # its line may have been cut while it was written
         history.add(row)
-    return Saved(replace(kept["recipe"], **sources), weights, progress, history, kept["original"])
+    recipe = trained = replace(kept["recipe"], **sources)
+    if kept["before"] is not None and kept["until"] == stamp(folder):
+        trained = replace(kept["before"], **({} if kept["samples"] else sources))
+    return Saved(recipe, trained, weights, progress, history, kept["original"])

@@ -20,6 +20,8 @@ class Progress:
     """the epoch at which the schedule ends"""
     begun: tuple[int, int] = (0, 0)
     """epoch and step at which it began"""
+    used: float | None = None
+    """the learning rate of the latest step"""
     best: float = float("inf")
     """lowest score of an epoch so far"""
     level: float = float("inf")

@@ -39,6 +39,8 @@ class Updater:
         self.optimizer = make_optimizer(recipe, model)
         self.scheduler: Any = None
         self.planned, self.begun = 0, (0, 0)
+        self.used: float | None = None
+        """the rate of the first parameter group in the latest step; None where that was not made here"""
         # scaling keeps small fp16 gradients from vanishing; bf16 has the range of fp32 and needs none
         self.scaler = torch.amp.GradScaler("cuda") if scaled else None
         self.average = self._make_average(model)
@@ -76,6 +78,7 @@ class Updater:
             ends = self.recipe.scheduler is not None and bool(self.recipe.scheduler.totals(1, 1))
             self.planned, fresh = last, fresh or ends
         self.begun = (progress.epoch, progress.step) if fresh else progress.begun
+        self.used = progress.used
         if progress.optimizer is not None:
             chosen = [{name: group[name] for name in STEADY if name in group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(progress.optimizer)
@@ -116,8 +119,8 @@ class Updater:
 
     @property
     def lr(self) -> float:
-        """The rate of the first parameter group."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The rate of the first parameter group in the latest step, which a schedule may have moved on since."""
+        return float(self.optimizer.param_groups[0]["lr"]) if self.used is None else self.used
 
     def set_lr(self, lr: float) -> None:
         """Set the rate of the first group from now on, and scale the others and the schedule alike."""
@@ -180,6 +183,8 @@ class Updater:
             self.norms.append(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm))
 
     def _step(self) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.used = rate if isinstance(rate, float) else None  # to read a tensor would wait for the device
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -243,6 +248,7 @@ class Updater:
         return {
             "planned": self.planned,
             "begun": self.begun,
+            "used": self.used,
             "norm_sum": self.norm_sum,
             "norm_count": self.norm_count,
             "skipped": self.skipped,

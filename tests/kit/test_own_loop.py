@@ -303,3 +303,22 @@ def test_a_stop_in_a_validation_of_ones_own() -> None:
     assert "stopped" == one.traverse(validating).state
     assert [0.99] == list(one.history["share"])
     assert "finished" == one.traverse(loop, epochs=1).state
+
+
+def test_the_rate_of_a_plain_loop() -> None:
+    """A loop that steps the optimizer itself has its rate in the history, too."""
+
+    def plain(session: Loop) -> None:
+        for _ in session.iter_epochs():
+            for x, y in session.loader("train"):
+                session.optimizer.zero_grad()
+                loss = session.criterion(session.model(x), y)
+                loss.backward()
+                session.optimizer.step()
+                session.metrics.add_loss(loss)
+            session.end_epoch()
+
+    session = regression(epochs=1, lr=0.25)
+    session.traverse(plain)
+
+    assert [0.25] == list(session.history.lr)

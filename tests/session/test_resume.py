@@ -1,6 +1,7 @@
 """A run folder is picked up again by a session that knows nothing of the first one."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,23 @@ def test_a_folder_in_which_another_session_trains(tmp_path: Path) -> None:
     again = QuikSession.resume(first.folder)
     again.train(epochs=1)
     assert first.folder == again.folder
+
+
+def test_a_call_that_was_killed_before_it_kept_anything(tmp_path: Path) -> None:
+    """A change of the loss, after which nothing was kept, is still a change for who goes on from the folder."""
+
+    def thousandth(outputs: Any, targets: Any) -> Any:
+        return 0.001 * (outputs - targets).square().mean()
+
+    session = saving(tmp_path).set_criterion(thousandth)
+    session.train(epochs=2)
+    straight = session.set_criterion(nn.MSELoss)
+    state = session._state
+    state.begin(replace(session._recipe, settings=session.settings), at_once=False)  # and then it is killed
+    state.release()
+    resumed = QuikSession.resume(session.folder)
+    resumed.train(epochs=4, patience=2)
+    straight.train(epochs=4, patience=2)
+
+    assert 6 == len(resumed.history)
+    assert [2.0] == [mark.epoch for mark in resumed._state.history.marks if mark.apart]
