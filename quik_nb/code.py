@@ -319,10 +319,10 @@ class Script:
         """The keys of a batch that is a dict; nothing where it is none, or where only reading a stream would tell."""
         if isinstance(self.train, Tensors):
             return self.train.names or ()
-        if isinstance(self.train, Stream) or self.train.batch_sampler is not None:
+        if isinstance(self.train, Stream):
             return ()
-        with preserved():  # it may be drawn with chance
-            sample = self.train.dataset[0]
+        with preserved():
+            sample = self.train.sample()
         return tuple(sample) if isinstance(sample, Mapping) else ()
 
     def _labels(self, source: Source | None) -> Labels | None:

@@ -82,6 +82,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def sample(self) -> Any:
+        """One of the samples, to see what they are like; it may be drawn with chance."""
+        if self.batch_sampler is not None:
+            return self.dataset[next(iter(self.batch_sampler))[0]]
+        return self.dataset[0 if self.sampler is None else next(iter(self.sampler))]
+
     def steps(self, batch_size: int) -> int | None:
         """Optimizer steps in an epoch, where no batch size came with it; None where a sampler does not know."""
         with suppress(TypeError):

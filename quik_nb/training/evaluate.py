@@ -155,10 +155,9 @@ def batch_width(source: Source | None) -> int | None:
     match source:
         case Tensors(names=None, tensors=tensors):
             return len(tensors)
-        case Samples(batch_sampler=None):
-            with rng.preserved():  # a sample may be drawn with chance
-                collate = source.options.get("collate_fn", default_collate)
-                batch = collate([source.dataset[0]])
+        case Samples():
+            with rng.preserved():
+                batch = source.options.get("collate_fn", default_collate)([source.sample()])
             return len(batch) if isinstance(batch, tuple | list) else None
     return None
 

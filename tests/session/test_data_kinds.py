@@ -12,6 +12,7 @@ import torch
 from harness.plain import classes, distance, network, numbers, quiet, regression
 from torch import Tensor, nn, optim
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -488,7 +489,11 @@ def test_inputs_of_a_model_that_takes_several() -> None:
 
     x, y = numbers(48)
     samples = list(zip(x, 2 * x, y, strict=True))
-    for data in (samples_of(samples), DataLoader(samples_of(samples), batch_size=16)):
+    dataset = samples_of(samples)
+    sampler = WeightedRandomSampler([0.0] + [1.0] * 47, 48)
+    batches = BatchSampler(sampler, 16, drop_last=False)
+    loaders = [{"batch_size": 16}, {"batch_size": 16, "sampler": sampler}, {"batch_sampler": batches}]
+    for data in (dataset, *(DataLoader(dataset, **how) for how in loaders)):
         session = quiet(epochs=1).add_data(train=data).add_model(Both())
         session.set_criterion(nn.MSELoss).set_optimizer(optim.SGD).train()
         with torch.no_grad():
