@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -219,12 +220,20 @@ def _argument(module: nn.Module, keyword: str) -> Any:
 
 def makes(kind: type[nn.Module], arguments: Mapping[str, Any], module: nn.Module) -> bool:
     """Whether a class makes a module of the same form from these arguments."""
-    with preserved():
-        try:
-            made = kind(**deepcopy(dict(arguments)))  # copies, as it may initialise anew what it is given
-        except Exception:
-            return False
-    return alike(made, module)
+    for place in (
+        torch.device("meta"),
+        nullcontext(),
+    ):  # on the first a large model takes no memory; not all can be there
+        with preserved():
+            copies = deepcopy(dict(arguments))  # it may initialise anew what it is given
+            try:
+                with place:
+                    made = kind(**copies)
+            except Exception:  # whatever it is: then these are not its arguments
+                continue
+        if alike(made, module):
+            return True
+    return False
 
 
 def alike(one: nn.Module, other: nn.Module) -> bool:
