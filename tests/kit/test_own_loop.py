@@ -220,20 +220,29 @@ def test_loop_knows_its_world() -> None:
     ]
 
 
-def judging(session: Loop) -> None:
-    """A loop that measures a loss itself, another one on each rank, and leaves it to that when to end."""
-    for epoch in session.iter_epochs():
-        for x, y in session.loader("train"):
-            loss = session.criterion(session.model(x), y)
-            session.backward(loss)
-            session.metrics.add_loss(loss)
-        session.end_epoch({"valid_loss": torch.tensor(1.0 + epoch * session.world.rank), "rank": session.world.rank})
+def closed_by(values: Callable[[Loop, int], Any]) -> Callable[[Loop], None]:
+    """The loop, with values of its own for each row, by session and epoch."""
+
+    def measuring(session: Loop) -> None:
+        for epoch in session.iter_epochs():
+            for x, y in session.loader("train"):
+                loss = session.criterion(session.model(x), y)
+                session.backward(loss)
+                session.metrics.add_loss(loss)
+            session.end_epoch(values(session, epoch))
+
+    return measuring
+
+
+def another_on_each_rank(session: Loop, epoch: int) -> dict[str, Any]:
+    """Measured values on which the ranks do not agree."""
+    return {"valid_loss": torch.tensor(1.0 + epoch * session.world.rank), "rank": session.world.rank}
 
 
 def test_ranks_agree_on_what_a_loop_measured() -> None:
     """Rates and early ends follow the mean over the ranks, on all of them, whatever each of them measured."""
     session = regression(epochs=9, lr=0.1, patience=3).set_scheduler(ReduceLROnPlateau, patience=0)
-    session.traverse(judging, processes=2)
+    session.traverse(closed_by(another_on_each_rank), processes=2)
 
     assert [1.0, 1.5, 2.0, 2.5] == list(session.history.valid_loss)
     assert [0.5] * 4 == list(session.history["rank"])
@@ -242,33 +251,16 @@ def test_ranks_agree_on_what_a_loop_measured() -> None:
 
 def test_values_without_a_loss() -> None:
     """Columns of the loop's own close an epoch, with a validation split as well; they need not be Python's numbers."""
-
-    def measuring(session: Loop) -> None:
-        for _ in session.iter_epochs():
-            for x, y in session.loader("train"):
-                loss = session.criterion(session.model(x), y)
-                session.backward(loss)
-                session.metrics.add_loss(loss)
-            session.end_epoch({"f1": np.float32(0.5)})
-
     session = regression(epochs=2)
 
-    assert "finished" == session.traverse(measuring).state
+    assert "finished" == session.traverse(closed_by(lambda session, epoch: {"f1": np.float32(0.5)})).state
     assert [0.5, 0.5] == list(session.history["f1"])
 
 
 def test_values_that_are_none() -> None:
     """What is no number is refused with the form that is taken."""
-    session = regression(epochs=1)
-
-    def measuring(session: Loop) -> None:
-        for _ in session.iter_epochs():
-            for x, y in session.loader("train"):
-                session.metrics.add_loss(session.criterion(session.model(x), y))
-            session.end_epoch({"f1": "good"})  # type: ignore[dict-item]
-
     with pytest.raises(RecipeError, match=r"one number each.*end_epoch\(\{'valid_loss': 0.5\}\)"):
-        session.traverse(measuring)
+        regression(epochs=1).traverse(closed_by(lambda session, epoch: {"f1": "good"}))
 
 
 def test_a_second_pass_in_one_epoch() -> None:
@@ -288,19 +280,14 @@ def test_a_second_pass_in_one_epoch() -> None:
 def test_a_stop_in_a_validation_of_ones_own() -> None:
     """A stop while the loop validates ends the run as stopped, and keeps its steps."""
 
-    def validating(session: Loop) -> None:
-        for _ in session.iter_epochs():
-            for x, y in session.loader("train"):
-                loss = session.criterion(session.model(x), y)
-                session.backward(loss)
-                session.metrics.add_loss(loss)
-            assert one.run is not None
-            one.run.stop()
-            session.end_epoch({"valid_loss": session.validate()["valid_loss"]})
+    def validated(session: Loop, epoch: int) -> dict[str, float]:
+        assert one.run is not None
+        one.run.stop()
+        return {"valid_loss": session.validate()["valid_loss"]}
 
     one = regression(epochs=2)
 
-    assert "stopped" == one.traverse(validating).state
+    assert "stopped" == one.traverse(closed_by(validated)).state
     assert [0.99] == list(one.history["share"])
     assert "finished" == one.traverse(loop, epochs=1).state
 
