@@ -46,7 +46,7 @@ class State:
         files = Files(Path(settings.base_dir), settings.date)
         if self.folder is None:
             parts = ["run", files.date, time.strftime("%H%M%S"), settings.name]
-            self.folder = _unused(files.folder / "_".join(filter(None, parts)))
+            self.folder = _made(files.folder / "_".join(filter(None, parts)))
         written = [epoch for epoch, path in self.saved().items() if path.parent == self.folder]
         scores = dict.fromkeys(written, math.inf) | {row.epoch: score(row) for row in self.history.comparable}
         return Saver(self.folder, files, keep=settings.keep, at_once=at_once, written=written, scores=scores)
@@ -129,9 +129,14 @@ class State:
         return saved[epoch]
 
 
-def _unused(folder: Path) -> Path:
-    """The folder, with a number behind it where it exists already."""
+def _made(folder: Path) -> Path:
+    """A new folder of this name, with a number behind it where there is one; two sessions never make the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = folder, 1
-    while candidate.exists():
-        candidate, number = folder.with_name(f"{folder.name}_{number}"), number + 1
-    return candidate
+    while True:
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            candidate, number = folder.with_name(f"{folder.name}_{number}"), number + 1
+        else:
+            return candidate
