@@ -289,9 +289,6 @@ class Script:
                 f"result = {self.quote.reference(self.recipe.step)}(net, {criterion}, batch)",
                 "return result if isinstance(result, tuple) else (result, None)",
             ]
-        elif isinstance(self.train, Tensors) and self.train.names is None:
-            lines = ["*inputs, target = batch", f"outputs = net(*inputs){self._logits}"]
-            lines.append("return criterion(outputs, target), outputs")
         elif self.recipe.criterion is None:
             lines = ["outputs = net(**batch)", f"return outputs.loss, outputs{self._logits}"]
         elif self._keys:
@@ -529,7 +526,7 @@ def names_made(code: str) -> set[str]:
             made.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             made.add(node.id)
-        elif not isinstance(node, ast.ListComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
+        elif not isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
             for inner in ast.iter_child_nodes(node):
                 look(inner)
 

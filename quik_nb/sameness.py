@@ -89,7 +89,7 @@ def _classes(one: type, other: type) -> bool:
 def _wrapped(one: Any, other: Any) -> bool:
     """Methods of a class, and properties, by the functions in them."""
     parts = ("__func__",) if hasattr(one, "__func__") else ("fget", "fset", "fdel")
-    return all(_same(getattr(one, part, None), getattr(other, part, None)) for part in parts)
+    return type(one) is type(other) and all(_same(getattr(one, p), getattr(other, p)) for p in parts)
 
 
 def _modules(one: nn.Module, other: nn.Module) -> bool:

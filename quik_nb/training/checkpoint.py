@@ -12,7 +12,8 @@ half. There is no fsync: it guards against a power cut, not a killed process, an
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,12 @@ def weights_in(folder: Path, epoch: int) -> Path:
 def share(path: Path, name: Path) -> None:
     """Give a file a second name, in place of whatever stands there; a copy where the file system has no links."""
     name.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(name)
-    part.unlink(missing_ok=True)  # of a process of this number that was killed
-    try:
+    with replacing(name) as part:
+        part.unlink(missing_ok=True)  # of a process of this number that was killed
         try:
             os.link(path, part)
         except OSError:
             shutil.copy2(path, part)
-        os.replace(part, name)
-    finally:
-        part.unlink(missing_ok=True)  # it stays where both are names of one file already
 
 
 def is_shared(path: Path, name: Path) -> bool:
@@ -75,22 +72,23 @@ def is_shared(path: Path, name: Path) -> bool:
     return path.exists() and name.exists() and _stamp(path) == _stamp(name)
 
 
-def part_of(path: Path) -> Path:
-    """Where a file is made that is to take this name: by nobody else at the same time."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to make a file that takes this name at the end; it is made there by nobody else at the same time."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # it is still there after an error, and where both are names of one file
 
 
 def write(value: Any, path: Path, **how: Any) -> None:
     """Save with `torch.save`, so that the file under this name is whole at any moment."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
-    try:
+    with replacing(path) as part:
         torch.save(value, part, **how)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -11,9 +11,6 @@ from quik_nb.training.build import optimizer_keywords
 from quik_nb.training.snapshot import Progress
 from quik_nb.training.update import STEADY, trained_parameters
 
-NOTHING_COUNTED: dict[str, Any] = {"loss_sum": 0.0, "loss_count": 0.0, "norm_sum": 0.0, "norm_count": 0, "skipped": 0}
-"""What an epoch counts at its first step."""
-
 ANY_FORM = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_decay", "eps")
 """Keywords of optimizers that change no moments."""
 
@@ -44,7 +41,7 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: 
     batches = old.settings.batch_size == new.settings.batch_size and old.settings.seed == new.settings.seed
     given_up = other_weights and progress.step > 0
     if given_up or not batches or old.train is None or new.train is None or not alike(old.train, new.train):
-        progress = replace(progress, step=0, seconds=0.0, generators=None, **NOTHING_COUNTED)
+        progress = progress.at_epoch()
         if new.scheduler is not None and new.scheduler.per_batch:
             progress = replace(progress, scheduler=None, planned=0)
     return progress

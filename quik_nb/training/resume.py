@@ -7,6 +7,7 @@ Both are written once, when a training begins. Reading them runs the code in the
 import io
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from quik_nb.errors import CheckpointError
 from quik_nb.history import History
 from quik_nb.recipe import Recipe
 from quik_nb.sources import SPLITS, Source, Tensors
-from quik_nb.training.checkpoint import part_of, write
+from quik_nb.training.checkpoint import replacing, write
 from quik_nb.training.saver import CHECKPOINT, HISTORY, read_checkpoint, stamp
 from quik_nb.training.snapshot import Progress
 
@@ -70,6 +71,10 @@ def write_recipe(
         )
 
 
+class _TooLarge(Exception):  # noqa: N818  a signal
+    """Samples take more room than they may: they are to be added again after resume."""
+
+
 class _Measured(io.FileIO):
     """A file of `SAMPLES_BYTES` at most: how large a dataset of the user's own is, its pickle alone can tell."""
 
@@ -78,31 +83,23 @@ class _Measured(io.FileIO):
     def write(self, data: Any) -> int:
         self.full = self.tell() + memoryview(data).nbytes > SAMPLES_BYTES
         if self.full:
-            raise OSError("too large to be kept")
+            raise _TooLarge
         return super().write(data)
 
 
 def _write_samples(sources: Mapping[str, Source | None], path: Path) -> None:
-    part = part_of(path)
-    try:
-        with _Measured(part, "w") as file:
-            try:
-                torch.save(sources, file, pickle_module=pickling)
-            except Exception:  # torch makes another one of it
-                if not file.full:
-                    raise
-                return  # they are to be added again after resume
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with suppress(_TooLarge), replacing(path) as part, _Measured(part, "w") as file:
+        try:
+            torch.save(sources, file, pickle_module=pickling)
+        except Exception as error:  # torch makes another one of what the file raises
+            raise _TooLarge if file.full else error from error
 
 
 def write_history(history: History, folder: Path) -> None:
     """Write the whole history in one go; a training appends its rows to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = part_of(folder / HISTORY)
-    part.write_text(history.to_jsonl())
-    part.replace(folder / HISTORY)
+    with replacing(folder / HISTORY) as part:
+        part.write_text(history.to_jsonl())
 
 
 def size(recipe: Recipe) -> int:

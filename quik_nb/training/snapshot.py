@@ -1,6 +1,6 @@
 """How far a training has come: all that it takes to go on from there, as plain values and tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from quik_nb.events import Row
@@ -49,6 +49,11 @@ class Progress:
     """epochs since that one, for early stopping"""
     generators: list[rng.State] | None = None
     """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
+
+    def at_epoch(self) -> "Progress":
+        """The same without what was done of the unfinished epoch."""
+        counted = ("step", "loss_sum", "loss_count", "norm_sum", "norm_count", "skipped", "seconds", "generators")
+        return replace(self, **{name: getattr(Progress, name) for name in counted})
 
     def copy(self) -> "Progress":
         """The same on the CPU, which later training does not change."""
