@@ -120,7 +120,7 @@ class Runs(Steps):
         request = Request(settings.processes, settings.device, settings.start_method, background)
         placement = place(request, Machine.detect())
         interrupts = Interrupts()
-        with interrupts.heard():
+        with interrupts.heard(), self._state.released_on_error():
             run = self._start(recipe, placement, loop, given)
             leaves = background and not waits_for_cells()
             if leaves and interrupts.count:

@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ class State:
             self.held_folder = hold(folder)
             if self.held_folder is None:
                 self.earlier, self.folder = (folder, self.progress.epoch), None
+
+    @contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Within it, a training that fails, also before it has begun, lets go of the run folder."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let others write into the run folder."""

@@ -240,3 +240,17 @@ def test_a_call_that_was_killed_before_it_kept_anything(tmp_path: Path) -> None:
 
     assert 6 == len(resumed.history)
     assert [2.0] == [mark.epoch for mark in resumed._state.history.marks if mark.apart]
+
+
+def test_a_training_that_never_began_holds_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a launch that failed, another session goes on in the very same folder."""
+    session = saving(tmp_path)
+    session.train(epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("quik_nb.runs.launch", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.train(epochs=1)
+    again = QuikSession.resume(session.folder)
+    again.train(epochs=1)
+
+    assert session.folder == again.folder
