@@ -33,6 +33,8 @@ ALIKE = [
     "def outer():\n    def inner(n):\n        return n and inner(n - 1)\n    return inner\nit = outer()",
     "class It(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.alpha = 2\nit = It",
     "class It(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.alpha = 2\nit = It()",
+    "class It:\n    gamma = 2\n    @property\n    def f(self):\n        return 1\nit = It",
+    "class It:\n    @staticmethod\n    def g():\n        return 2\nit = It",
     "it = nn.CrossEntropyLoss(weight=torch.ones(3), label_smoothing=0.1)",
 ]
 
@@ -45,6 +47,9 @@ def test_a_cell_that_is_run_again(cell: str) -> None:
 
 MAKE = "def make(scale):\n    return lambda x: scale * x"
 CLASS = "class It:\n    def f(self):\n        return"
+
+PROPERTY = "class It:\n    @property\n    def f(self):\n        return"
+STATIC = "class It:\n    @staticmethod\n    def f(x):\n        return x\nit = It"
 
 OTHER: list[tuple[str, str]] = [
     ("it = 0.1", "it = 0.2"),
@@ -62,6 +67,9 @@ OTHER: list[tuple[str, str]] = [
         "class It:\n    def f(self):\n        return 1\nit = It",
         "class It:\n    def f(self):\n        return 2\nit = It",
     ),
+    ("class It:\n    gamma = 2\nit = It", "class It:\n    gamma = 5\nit = It"),
+    (f"{PROPERTY} 1\nit = It", f"{PROPERTY} 2\nit = It"),
+    (STATIC, STATIC.replace("staticmethod", "classmethod")),
     ("it = nn.CrossEntropyLoss(label_smoothing=0.1)", "it = nn.CrossEntropyLoss(label_smoothing=0.2)"),
     ("it = nn.CrossEntropyLoss(weight=torch.ones(3))", "it = nn.CrossEntropyLoss(weight=torch.zeros(3))"),
     ("it = nn.Linear(2, 2)", "it = nn.Linear(2, 2)"),

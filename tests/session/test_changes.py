@@ -216,3 +216,26 @@ def test_a_slow_steady_fall_is_none_that_stands_still() -> None:
     session.traverse(loop)
 
     assert 6 == len(session.history)
+
+
+# ---------------------------------------------------------------------- what was tried
+
+
+def test_what_was_changed_is_listed() -> None:
+    """`runs` names samples, metrics and step where they are others than in the call before."""
+
+    def largest(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs - targets).abs().max()
+
+    def step(model: nn.Module, criterion: Any, batch: Any) -> Any:
+        outputs = model(batch[0])
+        return criterion(outputs, batch[1]), outputs
+
+    session = regression(epochs=1)
+    session.train()
+    session.add_data(train=numbers(40), valid=numbers(37)).train()
+    session.set_metrics(largest=largest).train()
+    session.set_step(step).train()
+    session.set_step(None).train()
+
+    assert ["", "train=40 samples", "metrics=largest", "step=step", "no step"] == session.runs["changed"].tolist()

@@ -416,3 +416,13 @@ def test_a_validation_loss_that_is_no_number() -> None:
     assert "history    2 epochs, none of them the best" in repr(session)
     with pytest.raises(CheckpointError, match="no epoch has a loss that can be compared"):
         session.load_best()
+
+
+def test_a_schedule_that_is_shorter_than_the_training() -> None:
+    """A total that is too small says which schedule it is of, and that leaving it out fills it in."""
+    session = regression(epochs=1).set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=3)
+    with pytest.raises(ValueError, match="Tried to step") as caught:
+        session.train()
+
+    (note,) = (note for note in caught.value.__notes__ if "OneCycleLR" in note)
+    assert "total_steps=3); without its total it gets that of the whole training" in note

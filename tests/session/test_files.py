@@ -267,6 +267,10 @@ def spoil_by_cutting(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
+def spoil_by_emptying(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 def spoil_by_words(path: Path) -> None:
     path.write_text("these are no weights")
 
@@ -291,6 +295,7 @@ def spoil_by_absence(path: Path) -> None:
 
 SPOILS = [
     (spoil_by_cutting, "cannot be read.*session is as it was"),
+    (spoil_by_emptying, "cannot be read.*session is as it was"),
     (spoil_by_words, "cannot be read.*session is as it was"),
     (spoil_by_another_kind, "holds a list that is no state_dict"),
     (spoil_by_another_model, r"Missing there: 0\.weight.*Unknown here: weight, bias"),
