@@ -216,6 +216,7 @@ def test_a_drawing_that_had_to_wait_is_no_dearer(make_clock: Make) -> None:
     with budget.spend("bar"):
         clock.now += 1.0
 
+    assert 0.0 == budget.spent["bar"]
     clock.now += FRAME
     assert budget.allows("bar")
 
