@@ -212,6 +212,7 @@ def test_a_budget_grows_with_the_wall_time(make_clock: Make) -> None:
 def test_a_drawing_that_had_to_wait_is_no_dearer(make_clock: Make) -> None:
     """A cell or a machine that is busy does not silence the view: work is counted, and not the waiting for it."""
     clock = make_clock()
+    clock.now = 7.0
     budget = Budget({"bar": 1.0}, Clock(clock.wall, work=lambda: 0.0))
     with budget.spend("bar"):
         clock.now += 1.0
