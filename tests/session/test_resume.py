@@ -174,14 +174,20 @@ def test_data_that_are_too_large_are_not_mistaken(tmp_path: Path, monkeypatch: p
         again.train()
 
 
-def test_a_checkpoint_in_an_epoch_and_what_came_after(tmp_path: Path) -> None:
-    """Rows and marks of after the checkpoint, from a call that was killed, are not taken for its own."""
-    session = saving(tmp_path)
+def with_lines(base_dir: Path, lines: str) -> Path:
+    """The folder of one epoch, with further lines in its history."""
+    session = saving(base_dir)
     session.train(epochs=1)
     assert session.folder is not None
     with (session.folder / "history.jsonl").open("a") as file:
-        file.write(History([Row(1, 0.5, 0.5, 1.0, 0.1)], [Mark(1.5, "lr 0.1"), Mark(1.0, "x", apart=True)]).to_jsonl())
-    again = QuikSession.resume(session.folder)
+        file.write(lines)
+    return session.folder
+
+
+def test_a_checkpoint_in_an_epoch_and_what_came_after(tmp_path: Path) -> None:
+    """Rows and marks of after the checkpoint, from a call that was killed, are not taken for its own."""
+    later = History([Row(1, 0.5, 0.5, 1.0, 0.1)], [Mark(1.5, "lr 0.1"), Mark(1.0, "x", apart=True)])
+    again = QuikSession.resume(with_lines(tmp_path, later.to_jsonl()))
 
     assert [0] == list(again.history.epoch)
     assert [] == again._state.history.marks
@@ -190,13 +196,9 @@ def test_a_checkpoint_in_an_epoch_and_what_came_after(tmp_path: Path) -> None:
 
 def test_a_history_of_another_version(tmp_path: Path) -> None:
     """A record with fields that this version does not know is refused by name."""
-    session = saving(tmp_path)
-    session.train(epochs=1)
-    assert session.folder is not None
-    with (session.folder / "history.jsonl").open("a") as file:
-        file.write('{"epoch": 1, "luck": 3}\n')
+    folder = with_lines(tmp_path, '{"epoch": 1, "luck": 3}\n')
     with pytest.raises(CheckpointError, match=r"history.jsonl is no history of this version.*luck"):
-        QuikSession.resume(session.folder)
+        QuikSession.resume(folder)
 
 
 def test_a_folder_in_which_another_session_trains(tmp_path: Path) -> None:
