@@ -12,11 +12,11 @@ from quik_nb.errors import (
     StopTraining,
     WorkerError,
 )
-from quik_nb.launch.server import warm_up
-from quik_nb.run import Run
-from quik_nb.session import QuikSession
-from quik_nb.settings import Settings
-from quik_nb.training.own_loop import Loop
+from quik_nb.launch.forkserver import warm_up
+from quik_nb.recipe.settings import Settings
+from quik_nb.session.run import Run
+from quik_nb.session.session import QuikSession
+from quik_nb.training.loop import Loop
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -42,13 +42,13 @@ __all__ = [
 
 def load_ipython_extension(shell: "InteractiveShell") -> None:
     """What `%load_ext quik_nb` calls."""
-    from quik_nb.magic import load  # a script needs no IPython
+    from quik_nb.notebook.magic import load  # a script needs no IPython
 
     load(shell)
 
 
 def unload_ipython_extension(shell: "InteractiveShell") -> None:
     """What `%unload_ext quik_nb` calls."""
-    from quik_nb.magic import unload
+    from quik_nb.notebook.magic import unload
 
     unload(shell)

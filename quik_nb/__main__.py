@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from quik_nb import __version__
-from quik_nb.arguments import Parser, add_arguments, settings_from
 from quik_nb.errors import QuikError
-from quik_nb.session import QuikSession
-from quik_nb.settings import Settings
-from quik_nb.training.checkpoint import Files
+from quik_nb.recipe.cli_options import Parser, add_arguments, settings_from
+from quik_nb.recipe.settings import Settings
+from quik_nb.session.session import QuikSession
+from quik_nb.storage.files import Files
 
 PROGRAM = "python -m quik_nb"
 DEMO: dict[str, Any] = {"epochs": 15, "batch_size": 32, "lr": 3e-3, "view": "text"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from quik_nb.errors import PlacementError
-from quik_nb.placement import Machine, Request, place
+from quik_nb.launch.placement import Machine, Request, place
 from quik_nb.views.choose import FrontEnd, decide
 
 

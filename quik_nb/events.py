@@ -1,8 +1,8 @@
 """What happened in a training: plain frozen records, the only thing that crosses from training to views.
 
-A run is `RunStart, (StepEnd | Mark | Paused | Printed | EpochEnd)*, RunEnd`. `WorkerFailure` comes instead of `RunEnd`
-where the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and drawn by
-code that knows no torch.
+A run is `RunStart, (StepEnd | Annotation | PauseChanged | Output | EpochEnd)*, RunEnd`. `RunFailed` comes instead of
+`RunEnd` where the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and
+drawn by code that knows no torch.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Row:
     """learning rate of the first parameter group when the epoch ended"""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """further columns by name, in the order of the table"""
-    share: float = 1.0
+    fraction: float = 1.0
     """part of the epoch's steps that were trained, 1.0 for a whole epoch"""
 
 
@@ -63,27 +63,27 @@ class StepEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Annotation:
     """Something that was done to the run on its way, drawn as a mark on the curve."""
 
     epoch: float
     """position on the epoch axis, 2.5 is half way through epoch 2"""
     label: str
     """such as 'lr 0.0003' or 'paused 12 s'"""
-    apart: bool = False
+    breaks_comparison: bool = False
     """whether rows before it cannot be compared with those after it, since the loss is another"""
 
 
 @dataclass(frozen=True, slots=True)
-class Paused:
+class PauseChanged:
     """The user holds the run, or lets it go on; the run's handle tells it, since a training that is held is silent."""
 
-    on: bool
+    paused: bool
     """whether it is held from now on"""
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
+class Output:
     """Text that a worker printed."""
 
     rank: int
@@ -110,7 +110,7 @@ class RunEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerFailure:
+class RunFailed:
     """A run that ends in an error; `message` is what the user should see."""
 
     message: str
@@ -118,4 +118,4 @@ class WorkerFailure:
     """the rank that failed first; None where the run is in one process"""
 
 
-Event = RunStart | StepEnd | Mark | Paused | Printed | EpochEnd | RunEnd | WorkerFailure
+Event = RunStart | StepEnd | Annotation | PauseChanged | Output | EpochEnd | RunEnd | RunFailed

@@ -1,4 +1,4 @@
-"""The record of a training: rows, the best of them, marks, and the live losses within the current epoch.
+"""The record of a training: rows, the best of them, annotations, and the live losses within the current epoch.
 
 It is what views draw and what files keep. It knows no torch; pandas is imported when a DataFrame is asked for.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from quik_nb.events import EpochEnd, Event, Mark, Row, StepEnd
+from quik_nb.events import Annotation, EpochEnd, Event, Row, StepEnd
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,9 +26,9 @@ class History:
     1 epoch, best valid_loss 0.8 in epoch 0
     """
 
-    def __init__(self, rows: Iterable[Row] = (), marks: Iterable[Mark] = ()) -> None:
+    def __init__(self, rows: Iterable[Row] = (), annotations: Iterable[Annotation] = ()) -> None:
         self.rows: list[Row] = list(rows)
-        self.marks: list[Mark] = list(marks)
+        self.annotations: list[Annotation] = list(annotations)
         self.live: list[tuple[float, float]] = []
         """(position on the epoch axis, smoothed loss) of all calls so far, thinned to at most `LIVE_POINTS`"""
         self._stride = 1
@@ -39,8 +39,8 @@ class History:
         match event:
             case EpochEnd(row=row):
                 self.add(row)
-            case Mark():
-                self.marks.append(event)
+            case Annotation():
+                self.annotations.append(event)
             case StepEnd(phase="train", steps=int(steps)) if steps:
                 self._add_live(event.epoch + event.step / steps, event.loss)
 
@@ -75,27 +75,28 @@ class History:
         None where no row has one that is a number, or that can be compared with what is trained now.
         """
         alike = [row for row in self.comparable if score(row) < math.inf]
-        whole = [row for row in alike if row.share == 1.0] or alike
+        whole = [row for row in alike if row.fraction == 1.0] or alike
         return min(whole, key=score, default=None)
 
     @property
     def comparable(self) -> list[Row]:
         """The rows since the loss was last replaced by another."""
-        since = max((mark.epoch for mark in self.marks if mark.apart), default=0.0)
+        since = max((mark.epoch for mark in self.annotations if mark.breaks_comparison), default=0.0)
         return [row for row in self.rows if row.epoch >= since]
 
     def frame(self) -> "pd.DataFrame":
-        """The rows as a DataFrame: epoch, train_loss, valid_loss, the metrics, lr, share (if any is partial), time."""
+        """The rows as a DataFrame: epoch, train_loss, valid_loss, the metrics, lr, fraction (if any is partial),
+        time."""
         import pandas as pd
 
         columns = ["epoch", *self.columns, "lr", "time"]
-        if any(row.share != 1.0 for row in self.rows):
-            columns.insert(-1, "share")
+        if any(row.fraction != 1.0 for row in self.rows):
+            columns.insert(-1, "fraction")
         return pd.DataFrame([flat(row) for row in self.rows], columns=columns)
 
     def to_jsonl(self) -> str:
         """Marks and rows as JSON, one line each."""
-        lines = [*map(asdict, self.marks), *map(asdict, self.rows)]
+        lines = [*map(asdict, self.annotations), *map(asdict, self.rows)]
         return "".join(json.dumps(line) + "\n" for line in lines)
 
     @classmethod
@@ -108,7 +109,7 @@ class History:
             except json.JSONDecodeError:
                 continue
             if "label" in values:
-                history.marks.append(Mark(**values))
+                history.annotations.append(Annotation(**values))
             else:
                 history.add(Row(**values))
         return history
@@ -138,5 +139,5 @@ def score(row: Row) -> float:
 
 def flat(row: Row) -> dict[str, float | int | None]:
     """A row as one dictionary, its metrics beside its other values."""
-    values = {name: getattr(row, name) for name in ("epoch", "train_loss", "valid_loss", "lr", "share", "time")}
+    values = {name: getattr(row, name) for name in ("epoch", "train_loss", "valid_loss", "lr", "fraction", "time")}
     return {**values, **row.metrics}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness.kernel import Kernel
 
-from quik_nb.settings import Settings, setting_names
+from quik_nb.recipe.settings import Settings, setting_names
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

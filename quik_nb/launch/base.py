@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from quik_nb.events import Event
-from quik_nb.training.controls import Controls, SharedControls
-from quik_nb.training.snapshot import Snapshot
+from quik_nb.training.commands import Controls, SharedControls
+from quik_nb.training.progress import Snapshot
 
 
 class Launch(Protocol):

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import quik_nb.errors
-from quik_nb import pickling
 from quik_nb.errors import RecipeError, WorkerError
+from quik_nb.storage import pickling
 
 COMMUNICATION = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "processgroup", "rendezvous")
 """Words in the errors of a rank whose partner is gone."""

@@ -1,10 +1,10 @@
 """`launch(job, placement)`: the training started where the placement says."""
 
 from quik_nb.launch.base import Launch
-from quik_nb.launch.inprocess import InProcess
+from quik_nb.launch.in_process import InProcess
+from quik_nb.launch.placement import Placement
 from quik_nb.launch.workers import Workers
-from quik_nb.placement import Placement
-from quik_nb.training.saver import Saver
+from quik_nb.storage.checkpointer import Saver
 from quik_nb.training.trainer import Job
 
 

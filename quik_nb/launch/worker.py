@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 
 import torch
 
-from quik_nb.events import Printed
-from quik_nb.launch.bundle import read_job
+from quik_nb.events import Output
 from quik_nb.launch.failure import capture
-from quik_nb.launch.server import keep_sockets_in
-from quik_nb.training.controls import AHEAD, SharedControls
-from quik_nb.training.own_loop import run_own
-from quik_nb.training.saver import Saver
+from quik_nb.launch.forkserver import keep_sockets_in
+from quik_nb.launch.transfer import read_job
+from quik_nb.storage.checkpointer import Saver
+from quik_nb.training.commands import AHEAD, SharedControls
+from quik_nb.training.loop import run_own
 from quik_nb.training.trainer import Job, Trainer
 from quik_nb.training.world import join
 
@@ -177,4 +177,4 @@ class Prints(io.TextIOBase):
             self.rest = ""
 
     def _send(self, text: str) -> None:
-        self.post.send(Printed(self.post.rank, text, self.stream))  # type: ignore[arg-type]
+        self.post.send(Output(self.post.rank, text, self.stream))  # type: ignore[arg-type]

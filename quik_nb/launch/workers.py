@@ -19,14 +19,14 @@ from typing import Any
 
 from quik_nb.errors import WorkerError
 from quik_nb.events import Event, RunEnd
-from quik_nb.launch.bundle import SCRATCH, write_job
 from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_frames, stack_frames
-from quik_nb.launch.server import apart, context, hidden_main
+from quik_nb.launch.forkserver import apart, context, hidden_main
+from quik_nb.launch.placement import Placement
+from quik_nb.launch.transfer import SCRATCH, write_job
 from quik_nb.launch.worker import DONE, Errand, work
-from quik_nb.placement import Placement
-from quik_nb.training.controls import SharedControls
-from quik_nb.training.saver import Saver, read_checkpoint, stamp
-from quik_nb.training.snapshot import Snapshot
+from quik_nb.storage.checkpointer import Saver, read_checkpoint, stamp
+from quik_nb.training.commands import SharedControls
+from quik_nb.training.progress import Snapshot
 from quik_nb.training.trainer import Job
 
 GRACE_SECONDS = 2.0

@@ -9,17 +9,17 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe import Recipe
-from quik_nb.sources import Samples, Source, Tensors
+from quik_nb.recipe.data import Samples, Source, Tensors
+from quik_nb.recipe.recipe import Recipe
 from quik_nb.training import rng
-from quik_nb.training.batch import Batch, Batches, bytes_of, to_device
-from quik_nb.training.build import resolve_precision
-from quik_nb.training.data import pass_batches
-from quik_nb.training.in_memory import TensorPass
-from quik_nb.training.loaders import StreamBatches
+from quik_nb.training.data.batch import Batch, Batches, bytes_of, to_device
+from quik_nb.training.data.batches import eval_batches
+from quik_nb.training.data.in_memory import EvalBatches
+from quik_nb.training.data.loaders import StreamBatches
+from quik_nb.training.forward import Step, describe, main_output, split_batch
 from quik_nb.training.metrics import MetricSet, detached, exact, join
-from quik_nb.training.modes import evaluating
-from quik_nb.training.step import Step, describe, main_output, split_batch
+from quik_nb.training.optimizers import resolve_precision
+from quik_nb.training.train_mode import evaluating
 from quik_nb.training.world import World
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -91,7 +91,7 @@ def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, 
     """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
     with _on(recipe, device) as (model, world, autocast), closing(Step(recipe, device)) as step:
         evaluation = Evaluation(recipe, model, step, world, autocast)
-        for _ in evaluation.over(pass_batches(source, recipe.settings, world)):
+        for _ in evaluation.over(eval_batches(source, recipe.settings, world)):
             pass
         loss = evaluation.loss()
         assert loss is not None  # nothing cuts it
@@ -102,7 +102,7 @@ def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
     """The outputs for all samples of a source in order, on the CPU; a target in the batches is left aside."""
     width, parts = batch_width(recipe.train), []
     with _on(recipe, device) as (model, world, autocast), evaluating(model):
-        batches = pass_batches(source, recipe.settings, world)
+        batches = eval_batches(source, recipe.settings, world)
         for batch in batches.epoch(recipe.settings.seed, 0):
             inputs = model_inputs(batch.data, width)
             with autocast(), told(inputs):
@@ -128,7 +128,7 @@ def told(inputs: Any) -> Iterator[None]:
 
 def grow(batches: Batches, batch: Batch, outputs: Any) -> None:
     """Once the outputs of a batch are known, take as many rows at once as fit in memory with theirs."""
-    if isinstance(batches, TensorPass):
+    if isinstance(batches, EvalBatches):
         batches.fit(bytes_of(outputs) // batch.samples)
 
 

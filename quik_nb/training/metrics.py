@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from quik_nb.errors import RecipeError
-from quik_nb.training.batch import to_device
-from quik_nb.training.nested import mapped, rebuilt
+from quik_nb.training.data.batch import to_device
+from quik_nb.training.pytree import rebuild_like, tree_map
 from quik_nb.training.world import World
 
 BETA = 0.98
@@ -158,10 +158,10 @@ def join(parts: list[Any]) -> Any:
         case list() if not any(isinstance(value, Tensor | dict | tuple | list) for value in first):
             return [value for part in parts for value in part]  # of plain things, such as words
         case tuple() | list():
-            return rebuilt(first, (join(list(values)) for values in zip(*parts, strict=True)))
+            return rebuild_like(first, (join(list(values)) for values in zip(*parts, strict=True)))
     return first
 
 
 def detached(value: Any) -> Any:
     """Outputs without the graph behind them."""
-    return mapped(lambda inner: inner.detach() if isinstance(inner, Tensor) else inner, value)
+    return tree_map(lambda inner: inner.detach() if isinstance(inner, Tensor) else inner, value)

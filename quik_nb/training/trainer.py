@@ -24,21 +24,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from quik_nb.errors import DivergenceError, RecipeError
-from quik_nb.events import EpochEnd, Event, Mark, Printed, Row, RunEnd, RunStart, StepEnd
+from quik_nb.events import Annotation, EpochEnd, Event, Output, Row, RunEnd, RunStart, StepEnd
 from quik_nb.history import score
-from quik_nb.recipe import Recipe
-from quik_nb.sources import SPLITS, Source, Tensors
+from quik_nb.recipe.data import SPLITS, Source, Tensors
+from quik_nb.recipe.recipe import Recipe
 from quik_nb.training import rng
-from quik_nb.training.batch import Batch
-from quik_nb.training.build import resolve_precision
+from quik_nb.training.commands import AHEAD, Controls, SharedControls, wait_while_paused
 from quik_nb.training.compiling import Compiled
-from quik_nb.training.controls import AHEAD, Controls, SharedControls, wait_while_paused
-from quik_nb.training.data import batches, pass_batches
+from quik_nb.training.data.batch import Batch
+from quik_nb.training.data.batches import batches, eval_batches
 from quik_nb.training.evaluate import Evaluation, autocast
+from quik_nb.training.forward import Step, zero_if_empty
 from quik_nb.training.metrics import LossMeter, MetricSet, detached, exact
-from quik_nb.training.snapshot import Progress, Snapshot
-from quik_nb.training.step import Step, without_nothing
-from quik_nb.training.update import Updater, freeze
+from quik_nb.training.optimizers import resolve_precision
+from quik_nb.training.progress import Progress, Snapshot
+from quik_nb.training.updater import Updater, freeze
 from quik_nb.training.world import World
 
 GIVEN_UP = 20
@@ -110,7 +110,7 @@ class Trainer:
     def _prepare(self, train: Source, valid: Source | None) -> None:
         job, recipe, settings, world = self.job, self.recipe, self.settings, self.world
         self.batches = batches(train, settings.batch_size, world, shuffle=True, parts=settings.accumulate)
-        self.valid_batches = None if valid is None else pass_batches(valid, settings, world)
+        self.valid_batches = None if valid is None else eval_batches(valid, settings, world)
         self.dtype = resolve_precision(settings.precision, world.device)
         scaled = self.dtype is torch.float16 and world.device.type == "cuda"
         self.updater = Updater(recipe, self.model, world, scaled, self.step.sums)
@@ -127,7 +127,7 @@ class Trainer:
         """whether the loader has come to the epoch's end"""
         self.batch: Batch | None = None
         self.row: Row | None = None
-        self.marks: list[Mark] = []
+        self.annotations: list[Annotation] = []
         """of what was done to the run, until they are written"""
         self._passed: deque[torch.cuda.Event] = deque()
         """of the latest steps: how far the GPU has come"""
@@ -144,7 +144,7 @@ class Trainer:
 
     def _note(self, text: str) -> None:
         if self.world.is_logger:
-            self.emit(Printed(0, f"{text}\n", "stderr"))
+            self.emit(Output(0, f"{text}\n", "stderr"))
 
     def _load(self, progress: Progress) -> None:
         self.reason = ""
@@ -314,7 +314,7 @@ class Trainer:
         source = getattr(self.recipe, split, None) if split in SPLITS else None
         if source is None:
             raise RecipeError(f"loader({split!r}): there is no such split; add_data({split}=...) sets one.")
-        for batch in pass_batches(source, self.settings, self.world).epoch(self.settings.seed, 0):
+        for batch in eval_batches(source, self.settings, self.world).epoch(self.settings.seed, 0):
             if batch.samples:
                 yield batch.data
 
@@ -337,14 +337,14 @@ class Trainer:
 
         Args:
             loss: a mean over the samples, as the criterion gives it.
-            count: what it is a mean over, as in `StepResult`; None for the samples.
+            count: what it is a mean over, as in `StepOutput`; None for the samples.
         """
         if not isinstance(loss, Tensor) or loss.ndim:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise RecipeError(f"backward takes a loss that is one number in a tensor, and got {got}: pass loss.mean().")
         batch = self.batch or Batch(None, 1, self.world.world_size)
         if count is None and (count := self.step.counted(batch.samples)) is not None:
-            loss = without_nothing(loss, count)
+            loss = zero_if_empty(loss, count)
         self.updater.backward(loss, batch, count)
 
     def add_loss(self, loss: Tensor, count: Tensor | None = None, samples: int | None = None) -> None:
@@ -378,8 +378,8 @@ class Trainer:
 
     def _mark(self, label: str) -> None:
         share = self.step_in_epoch / self.batches.steps if self.batches.steps else 0.5
-        self.marks.append(Mark(self.epoch + share, label))
-        self.emit(self.marks[-1])
+        self.annotations.append(Annotation(self.epoch + share, label))
+        self.emit(self.annotations[-1])
 
     def _beat(self, phase: str = "train", step: int | None = None, steps: int | None = None) -> None:
         """A sign of life; a loss that is no number ends the training here rather than at the epoch's end."""

@@ -46,10 +46,10 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def share(self, samples: int) -> tuple[int, int]:
+    def shard_bounds(self, samples: int) -> tuple[int, int]:
         """The half-open range of a batch's samples that this rank takes; the first ranks take one more.
 
-        >>> [World(rank, 3).share(8) for rank in range(3)]
+        >>> [World(rank, 3).shard_bounds(8) for rank in range(3)]
         [(0, 3), (3, 6), (6, 8)]
         """
         size, extra = divmod(samples, self.world_size)

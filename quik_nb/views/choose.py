@@ -85,7 +85,7 @@ def _build(kind: Kind, history: History, controls: Controls | None, title: str) 
 
             return WidgetView(history, controls, title)
         case "display":
-            from quik_nb.views.display import DisplayView
+            from quik_nb.views.display_view import DisplayView
 
             return DisplayView(history, title)
         case "text":
@@ -93,9 +93,9 @@ def _build(kind: Kind, history: History, controls: Controls | None, title: str) 
 
             return TextView(history, title)
         case "quiet":
-            from quik_nb.views.quiet import QuietView
+            from quik_nb.views.null_view import NullView
 
-            return QuietView()
+            return NullView()
 
 
 def _unknown(view: object) -> str:

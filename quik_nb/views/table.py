@@ -56,7 +56,7 @@ def header(columns: list[str]) -> list[str]:
 def cells(row: Row, columns: list[str]) -> list[str]:
     """A row's values as words: epoch, the given columns, time; a partial row says its share of the epoch."""
     values = flat(row)
-    epoch = f"{row.epoch}" if row.share == 1.0 else f"{row.epoch} ({row.share:.0%})".replace("%", " %")
+    epoch = f"{row.epoch}" if row.fraction == 1.0 else f"{row.epoch} ({row.fraction:.0%})".replace("%", " %")
     return [epoch, *(number(values.get(name)) for name in columns), duration(row.time)]
 
 

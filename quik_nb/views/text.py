@@ -3,10 +3,10 @@
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from quik_nb.events import EpochEnd, Event, Printed, Row, RunEnd, RunStart, StepEnd, WorkerFailure
+from quik_nb.events import EpochEnd, Event, Output, Row, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History
-from quik_nb.views.printed import Printer
-from quik_nb.views.progress import Progress
+from quik_nb.views.output import Printer
+from quik_nb.views.status import Progress
 from quik_nb.views.table import aligned, cells, header, starred, text
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class TextView:
             case EpochEnd(row=row, best=best):
                 self._end_bar()
                 self._print_row(row, best)
-            case Printed():
+            case Output():
                 self._printed(event)
-            case RunEnd() | WorkerFailure():
+            case RunEnd() | RunFailed():
                 self._end_bar()
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class TextView:
         """Where it trains, and the rows that it has by now; those of earlier runs stand above, or elsewhere."""
         self._print(event.where)
         for row in self._history.rows:
-            if row.epoch >= event.epoch and row.share == 1.0:
+            if row.epoch >= event.epoch and row.fraction == 1.0:
                 self._print_row(row, best=False)
 
     def _print(self, line: str) -> None:
@@ -80,7 +80,7 @@ class TextView:
             self._print(aligned(names, widths))
         self._print(aligned(starred(row, columns) if best else cells(row, columns), widths))
 
-    def _printed(self, event: Printed) -> None:
+    def _printed(self, event: Output) -> None:
         if self._bar is not None:
             self._bar.clear()
         self._printer.show(event)

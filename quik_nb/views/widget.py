@@ -6,16 +6,16 @@ that the saved notebook holds a table and a picture and needs no widget to show 
 
 from typing import Any
 
-from quik_nb.events import EpochEnd, Event, Mark, Paused, Printed, RunStart, StepEnd
+from quik_nb.events import Annotation, EpochEnd, Event, Output, PauseChanged, RunStart, StepEnd
 from quik_nb.history import History
-from quik_nb.views import live
+from quik_nb.views import html
 from quik_nb.views.base import Controls
 from quik_nb.views.budget import CLOCK, Budget, Clock
 from quik_nb.views.buttons import Buttons
-from quik_nb.views.printed import Printer
-from quik_nb.views.progress import Progress
-from quik_nb.views.publish import Publish, new_id, to_notebook
-from quik_nb.views.record import record
+from quik_nb.views.mime import Publish, new_id, to_notebook
+from quik_nb.views.output import Printer
+from quik_nb.views.static_record import record
+from quik_nb.views.status import Progress
 
 TABLE, CURVE, BAR = "table", "curve", "bar"
 PORTIONS = {TABLE: 0.75, CURVE: 0.17, BAR: 0.08}
@@ -25,7 +25,7 @@ DUE: dict[type, dict[str, float]] = {
     RunStart: {BAR: 1.0, TABLE: 1.0, CURVE: 1.0},
     StepEnd: {BAR: 1.0, CURVE: 0.5},
     EpochEnd: {TABLE: 1.0, CURVE: 1.0},
-    Mark: {CURVE: 1.0},
+    Annotation: {CURVE: 1.0},
 }
 """What an event puts out of date, and how deep the part's account may be drawn on for it."""
 NO_WIDGETS = "Training; this page shows no widgets. view='text' prints the rows instead."
@@ -55,7 +55,7 @@ class WidgetView:
 
     def show(self, event: Event) -> None:
         """Take one event; draw what it makes stale as far as the budget allows."""
-        if isinstance(event, Printed):
+        if isinstance(event, Output):
             self._printer.show(event)
             return
         self._progress.record(event)
@@ -63,9 +63,9 @@ class WidgetView:
             self._open()
             return
         if isinstance(event, RunStart):
-            self._board.foot.value = live.foot(event.where, self._hint())
-        if isinstance(event, Paused):
-            self._pause(self._board, event.on)
+            self._board.foot.value = html.foot(event.where, self._hint())
+        if isinstance(event, PauseChanged):
+            self._pause(self._board, event.paused)
         for kind, depth in DUE.get(type(event), {}).items():
             self._stale[kind] = max(depth, self._stale.get(kind, 0.0))
         self._draw(self._board)
@@ -87,12 +87,12 @@ class WidgetView:
     def _open(self) -> None:
         where = self._progress.start.where if self._progress.start else ""
         buttons = Buttons(self._controls) if self._controls else None
-        self._board = _Board(self._pieces(), live.foot(where, self._hint()), buttons)
+        self._board = _Board(self._pieces(), html.foot(where, self._hint()), buttons)
         bundle = {VIEW_MIME: self._board.view, "text/plain": NO_WIDGETS}
         self._publish(bundle, self._id, update=False)
 
     def _hint(self) -> str:
-        return "" if self._controls else live.INTERRUPT
+        return "" if self._controls else html.INTERRUPT
 
     def _pieces(self) -> dict[str, str]:
         return {kind: self._piece(kind) for kind in (BAR, TABLE, CURVE)}
@@ -101,11 +101,11 @@ class WidgetView:
         epochs = self._progress.start.epochs if self._progress.start else None
         match kind:
             case "table":
-                return live.rows(self._history, epochs)
+                return html.rows(self._history, epochs)
             case "curve":
-                return live.curve(self._history, epochs)
+                return html.curve(self._history, epochs)
             case _:
-                return live.bar(self._progress)
+                return html.bar(self._progress)
 
     def _draw(self, board: "_Board") -> None:
         for kind in (TABLE, BAR, CURVE):

@@ -9,8 +9,8 @@ import pytest
 from harness.kernel import Kernel
 from harness.workers import Notebook, leftovers, workers
 
-from quik_nb.launch.bundle import Scratch
 from quik_nb.launch.failure import Failure, root_cause
+from quik_nb.launch.transfer import Scratch
 
 GONE_SECONDS = 5.0
 

@@ -46,7 +46,7 @@ def test_a_model_on_the_gpu_stays_there() -> None:
 
 
 def test_data_stays_on_the_device() -> None:
-    """Samples that fit are copied to the GPU once, not batch by batch."""
+    """Samples that fit are to_cpu_copy to the GPU once, not batch by batch."""
     session = adam(device="cuda")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         session.train()

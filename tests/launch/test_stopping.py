@@ -29,7 +29,7 @@ def test_an_interrupt_stops_all_ranks_within_a_second(notebook: Kernel, processe
     cell = notebook.start(f"s = session(Net(slow), epochs=100)\ns.train(processes={processes})")
     assert interrupted(notebook, cell, "\n        1 ") < 1.0
 
-    share = float(notebook.ok("print(s.run.state, s.history.share.iloc[-1])").text.split()[1])
+    share = float(notebook.ok("print(s.run.state, s.history.fraction.iloc[-1])").text.split()[1])
     assert 0 < share <= 1
 
 
@@ -39,8 +39,8 @@ def test_a_stopped_training_goes_on_at_that_step(notebook: Kernel, processes: in
     cell = notebook.start("s = session(Net(slow), epochs=3)\ns.train(processes=2)")
     interrupted(notebook, cell, "\n        0 ")
     whole = notebook.ok(
-        "share = s.history.share.iloc[-1]\n"
-        f"s.train(epochs=3 - int((s.history.share == 1).sum()), processes={processes})\n"
+        "share = s.history.fraction.iloc[-1]\n"
+        f"s.train(epochs=3 - int((s.history.fraction == 1).sum()), processes={processes})\n"
         "w = session(Net(), epochs=3); w.train(processes=1)\n"
         "print(share, abs(s.history.valid_loss - w.history.valid_loss).max(),"
         " (s.model.layer.weight - w.model.layer.weight).abs().max().item(), list(s.history.epoch))"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quik_nb import RecipeError, Settings
-from quik_nb.settings import setting_names
+from quik_nb.recipe.settings import setting_names
 
 GOOD: list[dict[str, Any]] = [
     {"epochs": 1, "batch_size": 1, "accumulate": 3},

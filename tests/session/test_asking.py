@@ -117,7 +117,7 @@ def test_a_session_shows_all_that_was_set(tmp_path: Path) -> None:
     assert "; weights of epoch 0" in shown
     session.set_scheduler(None).train()
     assert "; weights of epoch 0" not in repr(session)
-    assert ["from epoch 0"] == [mark.label for mark in session._state.history.marks]
+    assert ["from epoch 0"] == [mark.label for mark in session._state.history.annotations]
 
 
 def test_the_batch_size_of_a_loader_shows() -> None:

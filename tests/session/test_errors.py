@@ -324,7 +324,7 @@ def test_an_interrupt_before_the_first_step_does_not_lock_the_session(monkeypatc
 
     session = regression(epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr("quik_nb.runs.choose", interrupted)
+        patch.setattr("quik_nb.session.training_runs.choose", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.train()
     session.train()

@@ -82,10 +82,10 @@ def test_other_batches_begin_the_unfinished_epoch_anew() -> None:
     row = session.history.iloc[0]
     session.train(batch_size=8)
     optimizer = optim.Adam(by_hand.parameters(), lr=0.01)
-    epoch_by_hand(by_hand, optimizer, 16, steps=round(row.share * STEPS))
+    epoch_by_hand(by_hand, optimizer, 16, steps=round(row.fraction * STEPS))
     loss = epoch_by_hand(by_hand, optimizer, 8)
 
-    assert 0.0 < row.share < 1.0
+    assert 0.0 < row.fraction < 1.0
     assert [0] == list(session.history["epoch"])
     assert "share" not in session.history
     assert loss == pytest.approx(session.history["train_loss"][0], rel=1e-12)
@@ -97,7 +97,7 @@ def test_other_batches_begin_the_schedule_anew() -> None:
     """A schedule that counts batches is planned anew where they become others within an epoch, to end with the last."""
     by_hand, session = network(), regression(epochs=2)
     stopped_within(session.set_optimizer(optim.Adam).set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1))
-    steps = round(session.history["share"][0] * STEPS)
+    steps = round(session.history["fraction"][0] * STEPS)
     session.train(2, batch_size=8)
     optimizer = optim.Adam(by_hand.parameters())
     schedule = lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=2 * STEPS)
@@ -142,7 +142,7 @@ def test_rows_beyond_the_checkpoint_are_left_out(tmp_path: Path, begin: Callable
     assert session.folder is not None
     file, before, held = session.folder / "checkpoint.pt", session.history, weights(session.model)
     kept = file.read_bytes()
-    whole = sum(row.share == 1.0 for row in session._state.history)
+    whole = sum(row.fraction == 1.0 for row in session._state.history)
     session.train(4 - whole)
     file.write_bytes(kept)  # as if the kernel had been killed before the next one
     resumed = QuikSession.resume(session.folder)

@@ -12,7 +12,7 @@ from quik_nb import Run
 from quik_nb.events import Event, RunEnd
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
-from quik_nb.training.controls import Controls
+from quik_nb.training.commands import Controls
 from quik_nb.training.trainer import Trainer
 
 
@@ -86,7 +86,7 @@ def test_a_view_that_fails_is_no_reason_to_lose_a_training(monkeypatch: pytest.M
     """What a view raises is a warning, once; the training comes to its end with the numbers of one that is not seen."""
     unseen, session, view = regression(epochs=3), regression(epochs=3), Breaking(kind)
     unseen.train()
-    monkeypatch.setattr("quik_nb.runs.choose", lambda *args: (view, "for the test"))
+    monkeypatch.setattr("quik_nb.session.training_runs.choose", lambda *args: (view, "for the test"))
     with pytest.warns(UserWarning, match="goes on without its picture.*iopub is gone") as warned:
         run = session.train()
 
@@ -97,7 +97,7 @@ def test_a_view_that_fails_is_no_reason_to_lose_a_training(monkeypatch: pytest.M
 def test_a_view_that_fails_does_not_hide_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the step raises and the view cannot show it, the step's error is the one that comes through."""
     session = regression().set_step(lambda model, criterion, batch: 1 / 0)
-    monkeypatch.setattr("quik_nb.runs.choose", lambda *args: (Breaking("WorkerFailure"), "for the test"))
+    monkeypatch.setattr("quik_nb.session.training_runs.choose", lambda *args: (Breaking("RunFailed"), "for the test"))
     with pytest.warns(UserWarning, match="iopub is gone"), pytest.raises(ZeroDivisionError):
         session.train()
 
@@ -118,7 +118,7 @@ def test_a_state_that_does_not_come_home_is_a_failure() -> None:
     run = consumed(Fake(RunEnd("finished"), close=OSError("no space left")), watching)
 
     assert "failed" == run.state
-    assert ["RunEnd", "WorkerFailure", "closed"] == watching.shown
+    assert ["RunEnd", "RunFailed", "closed"] == watching.shown
     with pytest.raises(OSError, match="no space left"):
         run.wait()
 

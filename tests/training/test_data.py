@@ -21,11 +21,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from quik_nb.settings import Settings
-from quik_nb.sources import Source, Stream, as_source, split_off
-from quik_nb.training import in_memory
-from quik_nb.training.batch import Batch, Batches, deal
-from quik_nb.training.data import batches, pass_batches
+from quik_nb.recipe.data import Source, Stream, as_source, split_off
+from quik_nb.recipe.settings import Settings
+from quik_nb.training.data import in_memory
+from quik_nb.training.data.batch import Batch, Batches, shard_batch
+from quik_nb.training.data.batches import batches, eval_batches
 from quik_nb.training.world import World
 
 EIGHT = Settings(batch_size=8)
@@ -76,7 +76,7 @@ class Fetched(Dataset[tuple[Tensor, Tensor]]):
 def test_every_sample_is_dealt_once(world_size: int, parts: int) -> None:
     """The cuts of all ranks cover a batch of any length once, in order, and agree on its total."""
     for samples in range(1, 51):
-        cuts = [cut for world in ranks(world_size) for cut in deal(100, 100 + samples, world, parts)]
+        cuts = [cut for world in ranks(world_size) for cut in shard_batch(100, 100 + samples, world, parts)]
         covered = [i for cut in cuts if cut.samples for i in range(cut.start, cut.stop)]
 
         assert list(range(100, 100 + samples)) == covered
@@ -90,7 +90,7 @@ def test_every_rank_takes_part_in_every_step(world_size: int, parts: int) -> Non
     """Each rank has one last micro-batch, none is larger than its share, and one without samples has a placeholder."""
     for samples in range(1, 51):
         for world in ranks(world_size):
-            cuts = deal(0, samples, world, parts)
+            cuts = shard_batch(0, samples, world, parts)
 
             assert [False] * (len(cuts) - 1) + [True] == [cut.last for cut in cuts]
             assert len(cuts) <= parts
@@ -162,7 +162,7 @@ def test_an_epoch_can_be_entered_at_a_step(kind: str, skip: int) -> None:
 @pytest.mark.parametrize("kind", ["tensors", "half", "fetched", "loader"])
 def test_evaluation_is_in_order(kind: str) -> None:
     """A pass without training sees all samples in order, also those of a loader that shuffles."""
-    order = [i for batch in pass_batches(sources(20)[kind], EIGHT, World()).epoch(42, 0) for i in seen(batch)]
+    order = [i for batch in eval_batches(sources(20)[kind], EIGHT, World()).epoch(42, 0) for i in seen(batch)]
 
     assert sorted(order) == order
     assert 20 == len(order)
@@ -173,7 +173,7 @@ def test_evaluation_drops_nothing() -> None:
     source = as_source(DataLoader(Fetched(20), batch_size=8, drop_last=True), "valid")
     training, evaluation = (
         batches(source, 8, World(), shuffle=True),
-        pass_batches(source, EIGHT, World()),
+        eval_batches(source, EIGHT, World()),
     )
 
     assert [2, 3] == [training.steps, evaluation.steps]
@@ -324,7 +324,7 @@ def test_a_part_is_cut_off_by_the_seed(kind: str, part: float) -> None:
     source = sources(20)[kind]
 
     def rows(source: Source) -> list[int]:
-        return [i for batch in pass_batches(source, EIGHT, World()).epoch(0, 0) for i in seen(batch)]
+        return [i for batch in eval_batches(source, EIGHT, World()).epoch(0, 0) for i in seen(batch)]
 
     rest, cut = map(rows, split_off(source, part, seed=1))
 

@@ -7,10 +7,10 @@ import pytest
 from ipywidgets import HTML, Box, Button, Text, Widget
 
 from quik_nb.errors import QuikError
-from quik_nb.events import EpochEnd, Event, Paused, Printed, RunEnd, RunStart, StepEnd
+from quik_nb.events import EpochEnd, Event, Output, PauseChanged, RunEnd, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views.budget import ALLOWANCE, FRAME, SHARE, Budget, Clock
-from quik_nb.views.display import DisplayView
+from quik_nb.views.display_view import DisplayView
 from quik_nb.views.widget import VIEW_MIME, WidgetView
 
 Make = Callable[..., Any]
@@ -321,7 +321,7 @@ def test_a_pause_in_code_is_shown(page: Any, make_events: Make, make_clock: Make
     _, pause, _, _ = buttons(page)
     seen = []
     for on in (True, False):
-        feed(view, history, Paused(on))
+        feed(view, history, PauseChanged(on))
         seen.append((pause.description, "paused" in html(page)))
     view.close()
 
@@ -332,7 +332,7 @@ def test_prints_of_workers_are_printed(page: Any, capsys: pytest.CaptureFixture[
     """Rank 0 as it stands, the others with their rank on each line, each on its stream; nothing is drawn for it."""
     history = History()
     for view in (WidgetView(history, publish=page), DisplayView(history, publish=page)):
-        feed(view, history, Printed(0, "a\n"), Printed(1, "b\nc\n"), Printed(2, "d\n", "stderr"))
+        feed(view, history, Output(0, "a\n"), Output(1, "b\nc\n"), Output(2, "d\n", "stderr"))
         view.close()
 
     assert ("a\n[rank 1] b\n[rank 1] c\n" * 2, "[rank 2] d\n" * 2) == capsys.readouterr()

@@ -12,14 +12,14 @@ import matplotlib
 import pytest
 from PIL import Image, ImageFont
 
-from quik_nb.events import Mark, Row, StepEnd
+from quik_nb.events import Annotation, Row, StepEnd
 from quik_nb.history import History
-from quik_nb.views import picture
+from quik_nb.views import chart_layout as picture
 from quik_nb.views.axis import Axis, log_ticks
-from quik_nb.views.curve import svg
-from quik_nb.views.figure import figure
-from quik_nb.views.picture import Dot, Line, Word
-from quik_nb.views.raster import png
+from quik_nb.views.chart_layout import Dot, Line, Word
+from quik_nb.views.matplotlib_figure import figure
+from quik_nb.views.png import png
+from quik_nb.views.svg import svg
 
 Make = Callable[..., Any]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -88,7 +88,7 @@ def test_an_empty_history_is_a_picture_too() -> None:
 def test_marks_stand_where_they_happened(make_history: Make) -> None:
     """A mark at the start of epoch 3 stands between the points of epochs 2 and 3, with its words."""
     history = make_history(8)
-    history.record(Mark(3.0, "lr 0.0003"))
+    history.record(Annotation(3.0, "lr 0.0003"))
     drawn = picture.picture(history)
     (train,) = lines(drawn, "train")
     (mark,) = [shape for shape in drawn.shapes if isinstance(shape, Line) and shape.dashed]
@@ -101,7 +101,7 @@ def test_many_marks_stay_few(make_history: Make) -> None:
     """A learning rate that changes each epoch does not cover the picture."""
     history = make_history(500)
     for epoch in range(500):
-        history.record(Mark(float(epoch), f"lr {epoch}"))
+        history.record(Annotation(float(epoch), f"lr {epoch}"))
     drawn = picture.picture(history)
 
     assert picture.MARKS == len([shape for shape in drawn.shapes if isinstance(shape, Line) and shape.dashed])
@@ -159,7 +159,7 @@ def test_no_number_is_cut_off(make_row: Make, scale: float, log: bool) -> None:
 def test_names_cannot_break_out(make_row: Make) -> None:
     """Metric names and marks are text in the SVG, whatever they hold."""
     history = History([make_row(epoch, metrics={"</g><b>": 0.5}) for epoch in range(3)])
-    history.record(Mark(1.0, "<script>\x00&"))
+    history.record(Annotation(1.0, "<script>\x00&"))
 
     tree = ElementTree.fromstring(svg(history))
 
@@ -225,7 +225,7 @@ def test_the_png_takes_any_letters(make_row: Make) -> None:
 def test_the_figure_holds_the_rows(make_row: Make) -> None:
     """The figure has a panel for the losses and one for each metric, with the values of the rows; dollars are text."""
     history = History([make_row(epoch, metrics={r"$\bad{$": 0.5}) for epoch in range(8)])
-    history.record(Mark(3.0, r"$\bad{$"))
+    history.record(Annotation(3.0, r"$\bad{$"))
     drawn = figure(history)
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png")
@@ -253,8 +253,8 @@ for file in pathlib.Path(quik_nb.views.__path__[0]).glob("*.py"):
     importlib.import_module("quik_nb.views." + file.stem)
 assert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)
 from quik_nb.history import History
-from quik_nb.views.raster import png
-from quik_nb.views.figure import figure
+from quik_nb.views.png import png
+from quik_nb.views.matplotlib_figure import figure
 png(History()), figure(History())
 assert "matplotlib.pyplot" not in sys.modules
 """

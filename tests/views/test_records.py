@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from quik_nb.events import EpochEnd, RunEnd, RunStart, StepEnd, WorkerFailure
+from quik_nb.events import EpochEnd, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History
-from quik_nb.views.progress import Progress
-from quik_nb.views.record import record
+from quik_nb.views.static_record import record
+from quik_nb.views.status import Progress
 
 Make = Callable[..., Any]
 
@@ -89,7 +89,7 @@ def test_the_summary_of_a_finished_run(make_history: Make) -> None:
 
 def test_the_summary_says_where_it_stopped(make_history: Make, make_row: Make) -> None:
     """A stop within an epoch names that epoch, one between epochs the last that was finished; all is kept."""
-    within = EpochEnd(make_row(2, share=0.4))
+    within = EpochEnd(make_row(2, fraction=0.4))
 
     assert "stopped in epoch 2, all kept (Stop button)" in summary(
         make_history(2), START, within, RunEnd("stopped", "Stop button")
@@ -101,7 +101,7 @@ def test_the_summary_says_where_it_stopped(make_history: Make, make_row: Make) -
 
 def test_the_summary_of_a_failed_run_says_why(make_history: Make) -> None:
     """The first line of the error, its rank and the epoch are in the summary."""
-    failure = WorkerFailure("\nRuntimeError: shapes\n  more", rank=1)
+    failure = RunFailed("\nRuntimeError: shapes\n  more", rank=1)
 
     assert summary(make_history(2), START, failure).startswith("failed on rank 1 after epoch 1: RuntimeError: shapes ·")
 

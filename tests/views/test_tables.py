@@ -71,7 +71,7 @@ def test_the_line_of_what_is_left_out_comes_first_when_the_best_is_among_the_lat
 
 def test_a_partial_row_says_its_share(make_history: Make, make_row: Make) -> None:
     """The row of an epoch that was stopped is marked with the part that was trained."""
-    history = make_history(3, make_row(3, share=0.4, valid_loss=None, metrics={}))
+    history = make_history(3, make_row(3, fraction=0.4, valid_loss=None, metrics={}))
 
     assert ["3 (40 %)", "0.5000", "—", "—", "01:01"] == html_rows(history)[-1]
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from quik_nb.errors import RecipeError
-from quik_nb.events import EpochEnd, Printed, RunEnd, RunStart, StepEnd, WorkerFailure
+from quik_nb.events import EpochEnd, Output, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views.choose import FrontEnd, choose, decide
-from quik_nb.views.quiet import QuietView
+from quik_nb.views.null_view import NullView
 from quik_nb.views.text import TextView
 
 Make = Callable[..., Any]
@@ -109,7 +109,7 @@ def test_a_new_metric_gets_a_new_header(make_row: Make) -> None:
 
 def test_a_failure_is_summed_up(make_events: Make) -> None:
     """The last line says that it failed, where and why."""
-    text = shown(History(), *make_events(2)[:4], WorkerFailure("ValueError: no\nmore", rank=1))
+    text = shown(History(), *make_events(2)[:4], RunFailed("ValueError: no\nmore", rank=1))
 
     assert text.splitlines()[-1].startswith("failed on rank 1 after epoch 0: ValueError: no ·")
 
@@ -122,15 +122,15 @@ def test_a_run_that_never_began_prints_nothing() -> None:
 def test_prints_stand_between_the_bars(capsys: pytest.CaptureFixture[str]) -> None:
     """What a worker prints within an epoch does not end up inside the bar."""
     err = Terminal()
-    shown(History(), RunStart(0, 1, 9, ""), StepEnd(0, 1, 9, 1.0, 2.0), Printed(3, "hello\n"), err=err)
+    shown(History(), RunStart(0, 1, 9, ""), StepEnd(0, 1, 9, 1.0, 2.0), Output(3, "hello\n"), err=err)
 
     assert "[rank 3] hello\n" in capsys.readouterr().out
 
 
 def test_the_silent_view_prints_only_what_workers_print(make_events: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """view=False draws nothing, and swallows nothing."""
-    view = QuietView()
-    for event in [*make_events(2), Printed(1, "hello\n")]:
+    view = NullView()
+    for event in [*make_events(2), Output(1, "hello\n")]:
         view.show(event)
     view.close()
 

@@ -1,0 +1,1 @@
+"""Back to plain PyTorch: a session as a script."""

@@ -1,0 +1,178 @@
+"""One file carries a run to its workers: everything by value, tensors mapped into memory, one copy for all of them.
+
+A file rather than shared memory, because `/dev/shm` has 64 MB in many containers and ends in a bus error when it is
+full. The samples are a file of their own, which is not written again as long as they did not change.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quik_nb.errors import RecipeError
+from quik_nb.recipe.data import SPLITS, Source, Tensors, compact
+from quik_nb.storage import pickling
+from quik_nb.storage.locks import hold
+from quik_nb.training.trainer import Job
+
+PREFIX = "quik_nb_"
+LOCK = "lock"
+JUST_MADE = 10.0
+"""Seconds for which a folder may be without its lock."""
+
+
+class Scratch:
+    """The private folder of this process for what workers read; gone with the process, or swept by the next one."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._data: tuple[Path, object, tuple[Source | None, ...]] | None = None
+        self._held: int | None = None
+        """the descriptor of the folder's lock, held for as long as this process lives"""
+
+    def folder(self) -> Path:
+        """A folder that only this user can read."""
+        if self.path is None or not self.path.exists() or not self.path.name.startswith(f"{PREFIX}{os.getpid()}_"):
+            _sweep()
+            self.path, self._data = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}_")), None
+            with suppress(OSError):  # without locks nobody else dares to clean up
+                self._held = hold(self.path / LOCK)
+            atexit.register(shutil.rmtree, self.path, ignore_errors=True)
+        return self.path
+
+    def data(self, job: Job) -> Path:
+        """The file with the job's samples; the last one is used again while nothing in it changed."""
+        sources = tuple(getattr(job.recipe, split) for split in SPLITS)
+        print_now = fingerprint(sources)
+        folder = self.folder()
+        if self._data is not None and print_now is not None and self._data[1] == print_now:
+            return self._data[0]
+        if self._data is not None:
+            self._data[0].unlink(missing_ok=True)
+        path = folder / f"data_{os.urandom(4).hex()}.pt"
+        save({split: compact(source) for split, source in zip(SPLITS, sources, strict=True)}, path, "session")
+        self._data = path, print_now, sources  # holding the sources keeps their memory from being given to others
+        return path
+
+
+SCRATCH = Scratch()
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*_*"):
+        with suppress(OSError):  # of another user, or gone already
+            settled = (folder / LOCK).exists() or time.time() - folder.stat().st_mtime > JUST_MADE
+            if folder.stat().st_uid == os.getuid() and settled and (held := hold(folder / LOCK)) is not None:
+                os.close(held)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def fingerprint(sources: tuple[Source | None, ...]) -> object:
+    """What changes when the samples change; None where that cannot be told, as for a dataset's own class.
+
+    torch counts the changes that go through it. Memory shared with arrays is summed up, at about a second per GB.
+    """
+    marks: list[object] = []
+    for source in sources:
+        if source is None:
+            marks.append(None)
+        elif isinstance(source, Tensors):
+            for tensor in (*source.tensors, *([] if source.rows is None else [source.rows])):
+                marks.append((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version))
+                if not tensor.untyped_storage().resizable():  # so torch marks memory that an array shares
+                    marks.append(zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data))
+        else:
+            return None
+    return tuple(marks)
+
+
+def save(value: Any, path: Path, name: str) -> None:
+    """Write anything by value; what cannot travel is named by its path.
+
+    Raises:
+        RecipeError: something in it cannot be pickled.
+    """
+    try:
+        torch.save(value, path, pickle_module=pickling)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        where, culprit = next(_culprits(value, name), (name, value))
+        raise RecipeError(
+            f"{where} is a {type(culprit).__name__}, which cannot be sent to a worker ({error}): make it inside the "
+            f"function that needs it, leave it out in __getstate__, or type start_method='fork', which sends nothing."
+        ) from error
+
+
+def _culprits(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The innermost parts that cannot be pickled, with their paths."""
+    if depth > 8 or isinstance(value, Tensor) or _pickles(value):
+        return
+    found = False
+    for label, part in _parts(value):
+        for culprit in _culprits(part, f"{path}{label}", depth + 1):
+            found = True
+            yield culprit
+    if not found:
+        yield path, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]" if not isinstance(key, str) else f".{key}", part) for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{i}]", part) for i, part in enumerate(value))
+    elif isinstance(value, Job):
+        yield from _parts(value.recipe)  # the parts of a session, as its user knows them
+    elif is_dataclass(value):
+        yield from ((f".{f.name}", getattr(value, f.name)) for f in fields(value))
+    elif isinstance(value, nn.Module):
+        yield from ((f".{name}", part) for name, part in value.named_children())
+        yield from ((f".{name}", part) for name, part in vars(value).items() if not name.startswith("_"))
+        yield from _methods(value)
+    elif hasattr(value, "__closure__"):
+        names = value.__code__.co_freevars
+        cells = dict(zip(names, value.__closure__ or (), strict=True))
+        cells.pop("__class__", None)  # for super(): the class that this function was found in
+        yield from ((f" (its {n})", cell.cell_contents) for n, cell in cells.items())
+        yield from ((f" (its {n})", value.__globals__[n]) for n in value.__code__.co_names if n in value.__globals__)
+    elif hasattr(value, "__dict__"):
+        yield from ((f".{name}", part) for name, part in vars(value).items())
+        yield from _methods(value)
+
+
+def _methods(value: Any) -> Iterator[tuple[str, Any]]:
+    """The functions of its class; those of a class from a cell travel by value, with the globals that they use."""
+    yield from ((f".{name}", part) for name, part in vars(type(value)).items() if isinstance(part, FunctionType))
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        pickling.dumps(value)
+    except Exception:  # any reason makes it a culprit
+        return False
+    return True
+
+
+def write_job(job: Job, folder: Path) -> None:
+    """Write all of a job but its samples."""
+    recipe = replace(job.recipe, train=None, valid=None, test=None)
+    save(replace(job, recipe=recipe), folder / "job.pt", "session")
+
+
+def read_job(folder: Path, data: Path) -> Job:
+    """The job that was written, its tensors mapped and shared by all who read it; written to, a page is one's own."""
+    job: Job = torch.load(folder / "job.pt", map_location="cpu", mmap=True, weights_only=False)
+    sources = torch.load(data, map_location="cpu", mmap=True, weights_only=False)
+    return replace(job, recipe=replace(job.recipe, **sources))

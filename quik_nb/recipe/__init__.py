@@ -1,0 +1,1 @@
+"""What to train: the parts and settings of a training as plain records, and whether they fit together."""

@@ -1,0 +1,197 @@
+"""What to train: a frozen record of the parts as PyTorch names them.
+
+The session changes it part by part. What is not here: whether the parts fit together (`checks.py`), where to train
+(`placement.py`) and the training (`training/`).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from types import FunctionType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+
+from quik_nb.errors import RecipeError
+from quik_nb.recipe.data import Source, Tensors
+from quik_nb.recipe.equality import ByValue
+from quik_nb.recipe.settings import Settings
+
+LABEL_KEYS = ("labels", "label", "target", "targets", "y")
+"""Where the target lies in a batch that is a dict, the first that is there."""
+
+FLOAT_TARGETS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
+"""Criteria that compare element by element and take targets of the outputs' shape and dtype."""
+
+AS_CLASS: dict[Any, Callable[..., nn.Module]] = {
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.nll_loss: nn.NLLLoss,
+    F.mse_loss: nn.MSELoss,
+    F.l1_loss: nn.L1Loss,
+    F.smooth_l1_loss: nn.SmoothL1Loss,
+    F.huber_loss: nn.HuberLoss,
+    F.binary_cross_entropy: nn.BCELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+}
+"""Functions whose class is the same thing: what is known of the class then holds for them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spec(ByValue):
+    """A class or function and its keywords, to be called once the other parts are there."""
+
+    target: Callable[..., Any]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return getattr(self.target, "__name__", type(self.target).__name__)
+
+    def takes(self, keyword: str) -> bool:
+        """Whether the signature has this keyword by name."""
+        return keyword in self.parameters
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Of the signature, by name; empty where it cannot be read, as that of a builtin."""
+        try:
+            return inspect.signature(self.target).parameters
+        except (TypeError, ValueError):
+            return {}
+
+    def __call__(self, *args: Any, **defaults: Any) -> Any:
+        return self.target(*args, **{**defaults, **self.keywords})
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.keywords.items())})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Optimizer(Spec):
+    """An optimizer's class, its keywords, and those of groups of parameters."""
+
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """keywords by pattern of the parameters' names, as `fits` reads it"""
+
+    def __repr__(self) -> str:
+        extra = "".join(f", {name}: {dict(words)}" for name, words in self.groups.items())
+        return f"{super().__repr__()}{extra}"
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a parameter's name fits one of the patterns, which commas join: "encoder" means all within it.
+
+    >>> fits("encoder.0.weight", "encoder"), fits("head.bias", "encoder, *.bias"), fits("header.bias", "head")
+    (True, True, False)
+    """
+    parts = [part.strip() for part in pattern.split(",")]
+    return any(name == part or name.startswith(f"{part}.") or fnmatchcase(name, part) for part in parts)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Scheduler(Spec):
+    """A learning-rate scheduler and when it is stepped."""
+
+    per: str | None = None
+    """"batch", "epoch", or None for what this scheduler is meant for"""
+
+    @property
+    def per_batch(self) -> bool:
+        """Whether it is stepped after each optimizer step rather than after each epoch."""
+        if self.per is not None:
+            return self.per == "batch"
+        return self.target in (OneCycleLR, CyclicLR) or self.takes("num_training_steps")
+
+    @property
+    def watches_loss(self) -> bool:
+        """Whether its step takes the loss, as `ReduceLROnPlateau` does."""
+        return isinstance(self.target, type) and issubclass(self.target, ReduceLROnPlateau)
+
+    def totals(self, epochs: int, steps_per_epoch: int | None, done: int = 0) -> dict[str, int]:
+        """The total that this scheduler needs and was not given, as keywords; in steps or epochs as it counts.
+
+        Args:
+            epochs: that the schedule spans.
+            steps_per_epoch: optimizer steps; None where unknown.
+            done: steps of the first of these epochs that are made already.
+
+        Raises:
+            RecipeError: it counts steps, and the length of the data is not known.
+        """
+        if "total_steps" in self.keywords or {"epochs", "steps_per_epoch"} <= set(self.keywords):
+            return {}
+        name = next((n for n in ("total_steps", "num_training_steps", "T_max") if self.takes(n)), None)
+        if name is None or name in self.keywords:
+            return {}
+        if not self.per_batch:
+            return {name: epochs}
+        if steps_per_epoch is None:
+            raise RecipeError(
+                f"set_scheduler: {self.name} counts steps, and this stream does not know its length: "
+                f"type set_scheduler({self.name}, {name}=...)."
+            )
+        return {name: max(1, epochs * steps_per_epoch - done)}
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe(ByValue):
+    """Everything about what to train; a part that is None has not been set."""
+
+    settings: Settings = field(default_factory=Settings)
+    train: Source | None = None
+    valid: Source | None = None
+    test: Source | None = None
+    model: nn.Module | None = None
+    criterion: Spec | nn.Module | None = None
+    optimizer: Optimizer | None = None
+    scheduler: Scheduler | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """by column name: a function of (outputs, targets) or a torchmetrics metric"""
+    metrics_on_train: bool = False
+    step: Callable[..., Any] | None = None
+    """`step(model, criterion, batch) -> loss` or `(loss, outputs)`; None for the default"""
+
+    def make_criterion(self) -> Callable[..., Any] | None:
+        """The criterion to call on (outputs, target); None where the model returns its own loss."""
+        match self.criterion:
+            case Spec(target=type()):
+                return self.criterion()  # type: ignore[no-any-return]
+            case Spec(target=FunctionType() as function, keywords=keywords) if function in AS_CLASS:
+                return AS_CLASS[function](**keywords)
+            case Spec(target=function, keywords=keywords):
+                return lambda outputs, target: function(outputs, target, **keywords)
+            case criterion:
+                return criterion
+
+    @property
+    def reduction(self) -> str:
+        """How the criterion makes one number of the losses of a batch: "mean" where it does not say."""
+        keywords = self.criterion.keywords if isinstance(self.criterion, Spec) else {}
+        return str(keywords.get("reduction", getattr(self.criterion, "reduction", "mean")))
+
+    @property
+    def gives_loss(self) -> bool:
+        """Whether the loss can come without a criterion: dict batches, or a step of the user's own."""
+        return self.step is not None or not isinstance(self.train, Tensors) or self.train.names is not None
+
+    def missing(self) -> dict[str, str]:
+        """What to type for each part that is needed and not set, by the part's name."""
+        calls = {
+            "train": "add_data(train=(x, y), valid=0.2)",
+            "model": "add_model(Net())",
+            "criterion": "set_criterion(nn.CrossEntropyLoss)",
+            "optimizer": "set_optimizer(optim.AdamW)",
+        }
+        if self.gives_loss and self.train is not None:
+            del calls["criterion"]
+        return {part: call for part, call in calls.items() if getattr(self, part) is None}
+
+
+def label_tensor(source: Tensors) -> Tensor:
+    """The target of samples in memory: the last tensor of a tuple, the label of a dict."""
+    names = source.names or ()
+    found = next((name for name in LABEL_KEYS if name in names), None)
+    return source.tensors[-1 if found is None else names.index(found)]

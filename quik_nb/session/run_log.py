@@ -1,0 +1,102 @@
+"""What a session has tried: a line for each call of train(), with the settings changed since the one before."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quik_nb.events import Row
+from quik_nb.history import History, score
+from quik_nb.recipe.data import SPLITS
+from quik_nb.recipe.recipe import Recipe
+from quik_nb.session.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_COMPARED = ("name", "view", "base_dir", "data_date", "output", "timeout")
+"""Settings that do not change what is learned."""
+
+
+@dataclass
+class Attempt:
+    """One call of train()."""
+
+    settings: Mapping[str, str]
+    """what was trained how, in words, by name"""
+    first: int
+    """the epoch it began with"""
+    history: History
+    run: Run | None
+    """None once a later attempt was made: an error that it ended with may hold on to all that was computed then"""
+    changed: str = ""
+    """what differs from the attempt before"""
+    rows: list[Row] | None = None
+    """None until it is over"""
+    ended: str = ""
+
+    @property
+    def state(self) -> str:
+        """Of its run, as `Run.state`."""
+        return self.ended if self.run is None else self.run.state
+
+    @property
+    def own(self) -> list[Row]:
+        """The rows of this attempt, also while it runs."""
+        return [row for row in self.history if row.epoch >= self.first] if self.rows is None else self.rows
+
+    def settle(self) -> None:
+        """Keep the rows of this attempt, which a later one may go on from."""
+        self.rows = self.own
+
+    def let_go(self) -> None:
+        """Keep no more of its run than how it ended."""
+        self.ended, self.run = self.state, None
+
+
+def described(recipe: Recipe) -> dict[str, str]:
+    """The parts of a recipe and its settings in words."""
+    parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion, "optimizer": recipe.optimizer}
+    for split in SPLITS:
+        source = getattr(recipe, split)
+        with suppress(TypeError):  # a stream may not know
+            parts[split] = None if source is None else f"{len(source):,} samples"
+    parts |= {"scheduler": recipe.scheduler, "metrics": ", ".join(recipe.metrics) or None}
+    parts["step"] = None if recipe.step is None else getattr(recipe.step, "__name__", "own")
+    parts = {name: value for name, value in parts.items() if value is not None}
+    return {name: f"{value}" for name, value in {**parts, **vars(recipe.settings)}.items() if name not in NOT_COMPARED}
+
+
+def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """The settings that differ, as they would be typed.
+
+    >>> difference({"lr": "0.1", "seed": "1"}, {"lr": "0.2", "seed": "1"})
+    'lr=0.2'
+    """
+    if before is None:
+        return ""
+    changed = [f"{name}={value}" for name, value in now.items() if before.get(name) != value]
+    return ", ".join([*changed, *(f"no {name}" for name in before if name not in now)])
+
+
+def table(attempts: list[Attempt]) -> "pd.DataFrame":
+    """One line for each attempt: epochs, the best loss and where, seconds, state, and what was changed."""
+    import pandas as pd
+
+    lines: list[dict[str, Any]] = []
+    for number, attempt in enumerate(attempts):
+        rows = attempt.own
+        best = History(rows).best  # a row without its validation is no match for one with it
+        lines.append(
+            {
+                "run": number,
+                "state": attempt.state,
+                "epochs": f"{rows[0].epoch}-{rows[-1].epoch}" if rows else "none",
+                "best_epoch": None if best is None else best.epoch,
+                "best_loss": None if best is None else score(best),
+                "time": sum(row.time for row in rows),
+                "changed": attempt.changed,
+            }
+        )
+    columns = ["run", "state", "epochs", "best_epoch", "best_loss", "time", "changed"]
+    return pd.DataFrame(lines, columns=columns).set_index("run")

@@ -1,0 +1,106 @@
+"""A session in words: what is set, what is missing, how large it is. Text for a terminal, a table for a notebook."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from html import escape
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from quik_nb.errors import QuikError
+from quik_nb.history import History
+from quik_nb.recipe.data import describe_source
+from quik_nb.recipe.recipe import Recipe, fits
+from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS, Settings
+from quik_nb.training.optimizers import optimizer_keywords
+
+ALWAYS = ("epochs", "seed", "precision")
+"""Settings that are shown whether they were set or not."""
+
+
+def summary_text(recipe: Recipe, history: History, held: int | None = None) -> str:
+    """The session as aligned lines.
+
+    Args:
+        recipe: what is set.
+        history: of its training.
+        held: the epoch whose weights were loaded back, if any were.
+    """
+    lines = list(_lines(recipe, history, held))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(["QuikSession", *(f"  {name:<{width}}  {value}" for name, value in lines)])
+
+
+def summary_html(recipe: Recipe, history: History, held: int | None = None) -> str:
+    """The session as a table, as `summary_text` has it; everything of the user's is escaped."""
+    left = 'align="left" style="text-align:left"'  # the one for GitHub, the other for JupyterLab
+    rows = "".join(
+        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(value)}</td></tr>"
+        for name, value in _lines(recipe, history, held)
+    )
+    return f"<table><caption align='top'><b>QuikSession</b></caption><tbody>{rows}</tbody></table>"
+
+
+def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple[str, str]]:
+    settings, missing = recipe.settings, recipe.missing()
+    for split in ("train", "valid", "test"):
+        source = getattr(recipe, split)
+        if source is not None:
+            yield split, describe_source(source)
+    if recipe.train is not None:
+        batch_size = getattr(recipe.train, "batch_size", None) or settings.batch_size
+        count = recipe.train.steps(settings.batch_size)
+        of = (
+            "as its sampler draws them"
+            if getattr(recipe.train, "batch_sampler", None)
+            else f"of {batch_size:,} samples"
+        )
+        yield "steps", f"{'unknown' if count is None else f'{count:,}'} per epoch {of}"
+    if recipe.model is not None:
+        yield "model", _model(recipe.model, settings.freeze)
+    if recipe.criterion is not None:
+        yield "criterion", repr(recipe.criterion)
+    if recipe.step is not None:
+        yield "step", getattr(recipe.step, "__name__", repr(recipe.step))
+    if recipe.optimizer is not None:
+        yield "optimizer", repr(replace(recipe.optimizer, keywords=optimizer_keywords(recipe.optimizer, recipe)))
+    if recipe.scheduler is not None:
+        yield "scheduler", _scheduler(recipe)
+    if recipe.metrics:
+        yield "metrics", ", ".join(recipe.metrics)
+    yield "settings", _settings(settings)
+    yield "history", repr(history) if held is None else f"{history!r}; weights of epoch {held}"
+    for call in missing.values():
+        yield "missing", f".{call}"
+
+
+def _settings(settings: Settings) -> str:
+    """Those that matter to everyone, and all that were set; what other lines show already is left out."""
+    shown = {name: getattr(settings, name) for name in ALWAYS}
+    for field in fields(Settings):
+        value = getattr(settings, field.name)
+        if value != field.default and field.name not in ("batch_size", *OPTIMIZER_DEFAULTS):
+            shown[field.name] = value
+    return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def _model(model: nn.Module, freeze: str | None) -> str:
+    if any(map(is_lazy, model.parameters())):
+        return f"{type(model).__name__}, with sizes not known yet"
+    total = sum(p.numel() for p in model.parameters())
+    named = model.named_parameters()
+    trained = sum(p.numel() for name, p in named if p.requires_grad and not (freeze and fits(name, freeze)))
+    frozen = f", {total - trained:,} of them frozen" if trained != total else ""
+    return f"{type(model).__name__}, {total:,} parameters{frozen}"
+
+
+def _scheduler(recipe: Recipe) -> str:
+    spec: Any = recipe.scheduler
+    steps = None if recipe.train is None else recipe.train.steps(recipe.settings.batch_size)
+    try:
+        filled = spec.totals(recipe.settings.epochs, steps)
+    except QuikError:  # the stream's length is not known; train() says what to do
+        filled = {}
+    note = f", {', '.join(f'{k}={v}' for k, v in filled.items())} filled in" if filled else ""
+    return f"{spec!r}, stepped per {'batch' if spec.per_batch else 'epoch'}{note}"

@@ -1,0 +1,73 @@
+"""How far a training has come: all that it takes to go on from there, as plain values and tensors."""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from quik_nb.events import Row
+from quik_nb.training import rng
+from quik_nb.training.pytree import to_cpu_copy
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come, and all state that is not weights: what the next call of train() goes on from."""
+
+    epoch: int = 0
+    """whole epochs done"""
+    step: int = 0
+    """optimizer steps done in the epoch after those"""
+    planned: int = 0
+    """the epoch at which the schedule ends"""
+    begun: tuple[int, int] = (0, 0)
+    """epoch and step at which it began"""
+    used: float | None = None
+    """the learning rate of the latest step"""
+    best: float = float("inf")
+    """lowest score of an epoch so far"""
+    level: float = float("inf")
+    """the latest score that was better by enough, from which early stopping counts"""
+    loss_sum: float = 0.0
+    """of the samples trained in the unfinished epoch"""
+    loss_count: float = 0.0
+    """what that is divided by: samples, or what the criterion counts instead"""
+    norm_sum: float = 0.0
+    """of the gradients' norms in it"""
+    norm_count: int = 0
+    """how many those are"""
+    skipped: int = 0
+    """steps in it that were left out, as a gradient overflowed"""
+    seconds: float = 0.0
+    """spent in the unfinished epoch"""
+    optimizer: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+    parameters: list[tuple[str, tuple[int, ...]]] | None = None
+    """names and shapes of the parameters that the optimizer's moments belong to"""
+    average: dict[str, Any] | None = None
+    """averaged weights, the trained ones behind them, and the number of steps they average"""
+    stale: int = 0
+    """epochs since that one, for early stopping"""
+    generators: list[rng.State] | None = None
+    """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
+
+    def at_epoch(self) -> "Progress":
+        """The same without what was done of the unfinished epoch."""
+        counted = ("step", "loss_sum", "loss_count", "norm_sum", "norm_count", "skipped", "seconds", "generators")
+        return replace(self, **{name: getattr(Progress, name) for name in counted})
+
+    def copy(self) -> "Progress":
+        """The same on the CPU, which later training does not change."""
+        return Progress(**{name: to_cpu_copy(getattr(self, name)) for name in Progress.__dataclass_fields__})
+
+
+class Snapshot(NamedTuple):
+    """The state of a training after the last row that was shown."""
+
+    weights: dict[str, Any]
+    progress: Progress
+    row: Row | None = None
+    """that last row, which a worker that was killed may have kept and not have told of; None before the first"""
+
+    def copy(self) -> "Snapshot":
+        """The same on the CPU, which later training does not change."""
+        return Snapshot(to_cpu_copy(self.weights), self.progress.copy(), self.row)

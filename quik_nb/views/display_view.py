@@ -1,0 +1,63 @@
+"""The live view where the notebook has no ipywidgets: one output, updated in place, and in the end the record."""
+
+from html import escape
+
+from quik_nb.events import EpochEnd, Event, Output, PauseChanged, RunStart
+from quik_nb.history import History
+from quik_nb.views import table
+from quik_nb.views.budget import CLOCK, Budget, Clock
+from quik_nb.views.html import INTERRUPT, ROWS
+from quik_nb.views.mime import Bundle, Publish, new_id, to_notebook
+from quik_nb.views.output import Printer
+from quik_nb.views.static_record import record
+from quik_nb.views.status import Progress
+
+ROW, STEP = "row", "step"
+PORTIONS = {ROW: 0.7, STEP: 0.3}
+"""What a new row and a step in between may spend of the time for drawing."""
+
+
+class DisplayView:
+    """Draws the status and the table with one display id; the curve comes with the record."""
+
+    def __init__(self, history: History, title: str = "", clock: Clock = CLOCK, publish: Publish = to_notebook) -> None:
+        self._history, self._publish = history, publish
+        self._progress = Progress(history, title)
+        self._printer = Printer()
+        self._budget = Budget(PORTIONS, clock)
+        self._id = new_id()
+        self._shown = self._row_is_due = False
+        if history.rows:
+            self._draw(ROW)
+
+    def show(self, event: Event) -> None:
+        """Take one event; redraw if the budget allows it, and sooner for a new row than for a step."""
+        if isinstance(event, Output):
+            self._printer.show(event)
+            return
+        self._progress.record(event)
+        self._row_is_due |= isinstance(event, EpochEnd | RunStart)
+        kind = ROW if self._row_is_due else STEP
+        if not self._shown or isinstance(event, PauseChanged) or self._budget.allows(kind):
+            self._draw(kind)
+
+    def close(self) -> None:
+        """Put the static record in place."""
+        if self._shown:
+            self._progress.closed = True
+            self._publish(record(self._history, self._progress.summary()), self._id, update=True)
+            self._shown = False
+
+    def _draw(self, kind: str) -> None:
+        with self._budget.spend(kind):
+            self._publish(self._bundle(), self._id, update=self._shown)
+        self._shown, self._row_is_due = True, False
+
+    def _bundle(self) -> Bundle:
+        status, share = self._progress.status(), self._progress.share
+        bar = f'<progress max="100" value="{100 * share:.0f}"></progress> {escape(status)}'
+        rows = table.html(self._history, ROWS) if self._history.rows else ""
+        return {
+            "text/html": f"<p>{bar}</p>{rows}<p><small>{escape(INTERRUPT)}</small></p>",
+            "text/plain": f"{status}\n{table.text(self._history, ROWS)}" if rows else status,
+        }

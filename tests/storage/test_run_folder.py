@@ -1,0 +1,260 @@
+"""A run folder is picked up again by a session that knows nothing of the first one."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness.plain import classes, distance, network, quiet, regression
+from torch import nn, optim
+from torch.optim import lr_scheduler
+from torch.utils.data import Dataset
+
+from quik_nb import CheckpointError, QuikSession, RecipeError
+from quik_nb.events import Annotation, Row
+from quik_nb.history import History
+
+
+def saving(folder: Path, **settings: Any) -> QuikSession:
+    """Dropout, moments and a schedule: all that must come back."""
+    session = regression(network(dropout=0.3), epochs=4, save=True, base_dir=folder, **settings)
+    return session.set_optimizer(optim.Adam).set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1)
+
+
+def losses(session: QuikSession) -> list[tuple[float, float]]:
+    """The rows without their times."""
+    return list(zip(session.history["train_loss"], session.history["valid_loss"], strict=True))
+
+
+@pytest.mark.parametrize("step", [3, 7, 11])
+def test_a_stopped_run_goes_on_from_its_folder(tmp_path: Path, step: int) -> None:
+    """A run that was stopped anywhere ends, resumed from its folder, with the numbers of one that was not."""
+    straight, stopped = saving(tmp_path / "straight"), saving(tmp_path / "stopped")
+    straight.train()
+    seen = 0
+
+    def count(model: nn.Module, inputs: Any) -> None:
+        nonlocal seen
+        seen += model.training
+        if seen == step and model.training and stopped.run is not None:
+            stopped.run.stop()
+
+    handle = stopped.model.register_forward_pre_hook(count)
+    stopped.train()
+    handle.remove()
+    assert stopped.folder is not None
+    resumed = QuikSession.resume(stopped.folder)
+    whole = sum(row.fraction == 1.0 for row in stopped._state.history)
+    resumed.train(4 - whole, view=False)
+
+    assert losses(straight) == losses(resumed)
+    assert 0.0 == distance(straight.model, resumed.model)
+
+
+def test_a_resumed_session_has_history_and_files(tmp_path: Path) -> None:
+    """History, weights and best epoch are those of the first session."""
+    session = saving(tmp_path)
+    session.train(3)
+    resumed = QuikSession.resume(session.folder)
+
+    assert session.history.equals(resumed.history)
+    assert 0.0 == distance(session.model, resumed.model)
+    assert 0.0 == distance(session.load_best().model, resumed.load_best().model)
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    """A folder that holds no run is a CheckpointError."""
+    with pytest.raises(CheckpointError):
+        QuikSession.resume(tmp_path)
+
+
+def test_weights_of_classes_go_on(tmp_path: Path) -> None:
+    """A criterion that counts by class weight is resumed as well."""
+    weight = torch.tensor([0.2, 1.0, 7.0], dtype=torch.float64)
+    session = quiet(epochs=2, save=True, base_dir=tmp_path).add_data(train=classes(), valid=classes(37))
+    session.add_model(network(3)).set_criterion(nn.CrossEntropyLoss, weight=weight).set_optimizer(optim.SGD)
+    session.train(1)
+    resumed = QuikSession.resume(session.folder)
+    session.train(1)
+    resumed.train(1)
+
+    assert losses(session) == losses(resumed)
+
+
+def test_calls_that_save_nothing_leave_no_gap(tmp_path: Path) -> None:
+    """The rows of a call with `save=False` are in the folder as soon as a later call saves again."""
+    session = saving(tmp_path)
+    session.train(1)
+    session.train(1, save=False)
+    session.train(1)
+    resumed = QuikSession.resume(session.folder)
+
+    assert session.history.equals(resumed.history)
+    assert [0, 2] == list(resumed._state.saved())
+
+
+@pytest.mark.parametrize("torn", ['{"epoch": 2, "train_l', "\x00\x00", '{"epoch": 2, "tr{"epoch": 3}\n'])
+def test_a_line_that_was_cut_is_mended(tmp_path: Path, torn: str) -> None:
+    """A row that was cut while it was written costs neither the resumed training nor the one after it."""
+    session = saving(tmp_path)
+    session.train(2)
+    assert session.folder is not None
+    with (session.folder / "history.jsonl").open("a") as file:
+        file.write(torn)
+    resumed = QuikSession.resume(session.folder)
+    resumed.train(1, view=False)
+    again = QuikSession.resume(session.folder)
+
+    assert [0, 1, 2] == again.history["epoch"].tolist()
+    assert resumed.history.equals(again.history)
+
+
+def test_its_own_weights_are_loaded_whatever_lies_beside(tmp_path: Path) -> None:
+    """A resumed session loads the epochs of its folder, also after others trained in that place on another day."""
+    session = saving(tmp_path)
+    session.train()
+    best = session.load_best().model.state_dict()
+    saving(tmp_path, seed=7).train()
+    for path in (tmp_path / "data").glob("state_dict_e*"):
+        path.unlink()
+
+    assert 0.0 == distance(best, QuikSession.resume(session.folder).load_best().model)
+
+
+def test_state_of_any_kind_comes_home(tmp_path: Path) -> None:
+    """A scheduler with objects and NumPy's numbers in its state trains in workers, and is resumed."""
+
+    class Noting(lr_scheduler.LambdaLR):
+        def __init__(self, optimizer: optim.Optimizer) -> None:
+            self.note = {"rates": np.ones(2), "path": tmp_path}
+            super().__init__(optimizer, lambda step: np.float64(0.5) ** step)
+
+    session = saving(tmp_path).set_scheduler(Noting)
+    session.train(1, processes=2)
+    resumed = QuikSession.resume(session.folder)
+    resumed.train(1, view=False)
+
+    assert [1e-3, 5e-4] == pytest.approx(resumed.history["lr"].tolist(), abs=1e-3)
+    assert "finished" == session.runs["state"].iloc[-1]
+
+
+class Long(Dataset[Any]):
+    """A dataset of some size, which only its pickle tells."""
+
+    def __init__(self, kilobytes: int) -> None:
+        self.x = np.zeros((kilobytes, 128))
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i, :5], self.x[i, :1]
+
+
+def test_data_that_are_too_large_are_not_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of data that are too large to be kept twice the folder keeps nothing, neither them nor those of a call before."""
+    monkeypatch.setattr("quik_nb.storage.run_folder.SAMPLES_BYTES", 100_000)
+    session = saving(tmp_path).add_data(train=Long(20))
+    session.train(epochs=1)
+    assert session.folder is not None
+    kept = (session.folder / "samples.pt").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session.add_data(train=Long(200)).train(epochs=1)
+    again = QuikSession.resume(session.folder)
+
+    assert kept
+    assert ["checkpoint.pt", "history.jsonl", "recipe.pt", "state_dict_e0.pt", "state_dict_e1.pt"] == sorted(
+        path.name for path in session.folder.iterdir()
+    )
+    with pytest.raises(RecipeError, match=r"still to type:\n    .add_data"):
+        again.train()
+
+
+def with_lines(base_dir: Path, lines: str) -> Path:
+    """The folder of one epoch, with further lines in its history."""
+    session = saving(base_dir)
+    session.train(epochs=1)
+    assert session.folder is not None
+    with (session.folder / "history.jsonl").open("a") as file:
+        file.write(lines)
+    return session.folder
+
+
+def test_a_checkpoint_in_an_epoch_and_what_came_after(tmp_path: Path) -> None:
+    """Rows and marks of after the checkpoint, from a call that was killed, are not taken for its own."""
+    later = History(
+        [Row(1, 0.5, 0.5, 1.0, 0.1)], [Annotation(1.5, "lr 0.1"), Annotation(1.0, "x", breaks_comparison=True)]
+    )
+    again = QuikSession.resume(with_lines(tmp_path, later.to_jsonl()))
+
+    assert [0] == list(again.history.epoch)
+    assert [] == again._state.history.annotations
+    again.load_best()
+
+
+def test_a_history_of_another_version(tmp_path: Path) -> None:
+    """A record with fields that this version does not know is refused by name."""
+    folder = with_lines(tmp_path, '{"epoch": 1, "luck": 3}\n')
+    with pytest.raises(CheckpointError, match=r"history.jsonl is no history of this version.*luck"):
+        QuikSession.resume(folder)
+
+
+def test_a_folder_in_which_another_session_trains(tmp_path: Path) -> None:
+    """A session that goes on from a folder while the first one still writes there does so in a folder of its own."""
+    first, others = saving(tmp_path), []
+    first.train(epochs=2)
+
+    def go_on(event: Any) -> None:
+        if event.row.epoch == 2:
+            others.append(QuikSession.resume(first.folder))
+            others[0].train(epochs=1)
+
+    first.on("epoch_end", go_on).train(epochs=2)
+    assert first.folder is not None
+    (other,) = others
+
+    assert first.folder != other.folder
+    assert [0, 1, 2, 3] == list(QuikSession.resume(first.folder).history.epoch)
+    for epoch in (0, 1):
+        assert 0.0 == distance(first.load_epoch(epoch).model, other.load_epoch(epoch).model)
+    again = QuikSession.resume(first.folder)
+    again.train(epochs=1)
+    assert first.folder == again.folder
+
+
+def test_a_call_that_was_killed_before_it_kept_anything(tmp_path: Path) -> None:
+    """A change of the loss, after which nothing was kept, is still a change for who goes on from the folder."""
+
+    def thousandth(outputs: Any, targets: Any) -> Any:
+        return 0.001 * (outputs - targets).square().mean()
+
+    session = saving(tmp_path).set_criterion(thousandth)
+    session.train(epochs=2)
+    straight = session.set_criterion(nn.MSELoss)
+    state = session._state
+    state.begin(replace(session._recipe, settings=session.settings), at_once=False)  # and then it is killed
+    state.release()
+    resumed = QuikSession.resume(session.folder)
+    resumed.train(epochs=4, patience=2)
+    straight.train(epochs=4, patience=2)
+
+    assert 6 == len(resumed.history)
+    assert [2.0] == [mark.epoch for mark in resumed._state.history.annotations if mark.breaks_comparison]
+
+
+def test_a_training_that_never_began_holds_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a launch that failed, another session goes on in the very same folder."""
+    session = saving(tmp_path)
+    session.train(epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("quik_nb.session.training_runs.launch", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.train(epochs=1)
+    again = QuikSession.resume(session.folder)
+    again.train(epochs=1)
+
+    assert session.folder == again.folder
