@@ -44,6 +44,10 @@ class RunStart:
     """where it trains and why there, in words"""
     world_size: int = 1
     """number of ranks"""
+    columns: tuple[str, ...] = ()
+    """names of the value columns that rows will have, as far as they are known: train_loss, valid_loss, metrics"""
+    parameters: Mapping[str, str | float | int | bool | None] = field(default_factory=dict)
+    """what is trained how: the settings, and the parts in words, by name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,18 @@ class StepEnd:
     rate: float
     """steps per second"""
     phase: Literal["train", "valid"] = "train"
+    lr: float | None = None
+    """learning rate of the first parameter group in the latest step"""
+    samples_per_second: float | None = None
+    """trained by all ranks together; None where it is not known"""
+    gpu_memory: int | None = None
+    """bytes that torch holds on rank 0's GPU; None without one"""
+    data_wait: float | None = None
+    """part of this epoch's time that was spent waiting for data, 0.0 to 1.0"""
+    losses: tuple[float, ...] = ()
+    """training losses of the steps since the last such event, in order"""
+    lrs: tuple[float, ...] = ()
+    """learning rates of those steps"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,8 @@ class EpochEnd:
     row: Row
     best: bool = False
     """whether this is the best epoch so far (lowest valid_loss, else lowest train_loss)"""
+    data_wait: float | None = None
+    """part of the epoch's time that was spent waiting for data, 0.0 to 1.0"""
 
 
 @dataclass(frozen=True, slots=True)
