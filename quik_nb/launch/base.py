@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from quik_nb.events import Event
-from quik_nb.training.commands import Controls, SharedControls
+from quik_nb.training.commands import LocalCommands, SharedCommands
 from quik_nb.training.progress import Snapshot
 
 
@@ -12,7 +12,7 @@ class Launch(Protocol):
     """A training that was started somewhere; after `close`, `outcome` is the state of the last row, in every case."""
 
     @property
-    def controls(self) -> Controls | SharedControls: ...
+    def commands(self) -> LocalCommands | SharedCommands: ...
 
     def drive(self, take: Callable[[Event], None]) -> None:
         """Train, and hand out the events as they come up; an error of the training is raised here."""

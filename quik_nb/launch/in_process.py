@@ -7,7 +7,7 @@ import torch
 from quik_nb.events import Event
 from quik_nb.storage.checkpointer import Saver
 from quik_nb.training import rng, train_mode
-from quik_nb.training.commands import Controls
+from quik_nb.training.commands import LocalCommands
 from quik_nb.training.loop import run_own
 from quik_nb.training.progress import Snapshot
 from quik_nb.training.trainer import Job, Trainer
@@ -27,7 +27,7 @@ class InProcess:
         assert job.recipe.model is not None  # Recipe.check has seen to it
         self.job, self.saver, self.model = job, saver, job.recipe.model
         self.device = torch.device(device)
-        self.controls = Controls()
+        self.commands = LocalCommands()
         self.trainer: Trainer | None = None
         self._kept = Snapshot(self.model.state_dict(), job.progress).copy()
         self._finished = self._saving = False
@@ -38,7 +38,7 @@ class InProcess:
         home = next(self.model.parameters()).device
         try:
             with rng.preserved(self.device), train_mode.kept(self.model):
-                self.trainer = Trainer(self.job, World(device=self.device), self.controls, self._keep)
+                self.trainer = Trainer(self.job, World(device=self.device), self.commands, self._keep)
                 if self.saver is not None:
                     self.saver.begin(self.trainer)
                     self._saving = True

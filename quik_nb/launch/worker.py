@@ -19,7 +19,7 @@ from quik_nb.launch.failure import capture
 from quik_nb.launch.forkserver import keep_sockets_in
 from quik_nb.launch.transfer import read_job
 from quik_nb.storage.checkpointer import Saver
-from quik_nb.training.commands import AHEAD, SharedControls
+from quik_nb.training.commands import AHEAD, SharedCommands
 from quik_nb.training.loop import run_own
 from quik_nb.training.trainer import Job, Trainer
 from quik_nb.training.world import join
@@ -34,7 +34,7 @@ class Errand:
     backend: str
     threads: int
     folder: Path
-    """private to this run: job, controls, meeting point, stacks"""
+    """private to this run: job, commands, meeting point, stacks"""
     data: Path | None
     """the file with the samples; None where the job came by fork"""
     saver: Saver
@@ -48,8 +48,8 @@ class Errand:
     """the job itself, where the worker is a plain fork"""
 
     @property
-    def controls(self) -> Path:
-        return self.folder / "controls"
+    def commands(self) -> Path:
+        return self.folder / "commands"
 
     @property
     def stack(self) -> Path:
@@ -100,8 +100,8 @@ def _train(errand: Errand, post: "Post") -> None:
     size = len(errand.devices)
     device = errand.devices[errand.rank]
     world = join(errand.rank, size, device, errand.backend, errand.folder / "meeting", errand.timeout)
-    controls = SharedControls(errand.controls, errand.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
-    trainer = Trainer(job, world, controls, errand.saver)
+    commands = SharedCommands(errand.commands, errand.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
+    trainer = Trainer(job, world, commands, errand.saver)
     if world.is_logger:
         errand.saver.begin(trainer)
     tell = post.send if world.is_logger else ignore

@@ -25,7 +25,7 @@ from quik_nb.launch.placement import Placement
 from quik_nb.launch.transfer import SCRATCH, write_job
 from quik_nb.launch.worker import DONE, Errand, work
 from quik_nb.storage.checkpointer import Saver, read_checkpoint, stamp
-from quik_nb.training.commands import SharedControls
+from quik_nb.training.commands import SharedCommands
 from quik_nb.training.progress import Snapshot
 from quik_nb.training.trainer import Job
 
@@ -46,7 +46,7 @@ class Workers:
         self.job, self.placement = job, placement
         self.folder = SCRATCH.folder() / f"run_{os.urandom(4).hex()}"
         self.folder.mkdir()
-        self.controls = SharedControls(self.folder / "controls", create=True)
+        self.commands = SharedCommands(self.folder / "commands", create=True)
         self.saver = saver or Saver(self.folder)
         self.saver.every_epoch = True
         self._before = stamp(self.saver.folder)
@@ -123,7 +123,7 @@ class Workers:
         heard = time.monotonic()
         while len(self._done) < self.placement.processes:
             messages = list(self._receive(timeout=0.5))
-            if messages or self.controls.paused:
+            if messages or self.commands.paused:
                 heard = time.monotonic()
             for message in messages:
                 if isinstance(message, RunEnd):
@@ -227,7 +227,7 @@ class Workers:
         try:
             self._outcome = self.peek()
         finally:
-            self.controls.close()
+            self.commands.close()
             shutil.rmtree(self.folder, ignore_errors=True)
         return left
 

@@ -1,4 +1,4 @@
-"""One training, in the foreground or in the background: events to history and views, and the controls."""
+"""One training, in the foreground or in the background: events to history and views, and the commands."""
 
 import contextvars
 import math
@@ -77,7 +77,7 @@ class Run:
     ) -> None:
         self._launch: Launch | None = launch
         """until it is over: model, optimizer and data hang on it"""
-        self._controls, self._history = launch.controls, history
+        self._commands, self._history = launch.commands, history
         self._settle, self._listen = settle, listen
         self._views: list[tuple[View, contextvars.Context]] = []
         """each with the context it came from, by which a kernel knows under which cell its output belongs"""
@@ -98,20 +98,20 @@ class Run:
         """The rows so far: epoch, train_loss, valid_loss, metrics, lr, time (seconds)."""
         return self._history.frame()
 
-    # ------------------------------------------------------------------ controls
+    # ------------------------------------------------------------------ commands
 
     def stop(self) -> None:
         """End the run at the next step boundary; everything is kept."""
-        self._controls.stop()
+        self._commands.stop()
 
     def pause(self) -> None:
         """Hold the run at the next step boundary, until `resume()` or `stop()`."""
-        self._controls.pause()
+        self._commands.pause()
         self._hold("running", "paused")
 
     def resume(self) -> None:
         """Go on after `pause()`."""
-        self._controls.resume()
+        self._commands.resume()
         self._hold("paused", "running")
 
     def _hold(self, before: str, after: str) -> None:
@@ -137,7 +137,7 @@ class Run:
                 f"set_lr({lr!r}): a learning rate is a number above 0, so the run goes on with the one it has. "
                 f"Type run.set_lr(3e-4)."
             )
-        self._controls.set_lr(rate)
+        self._commands.set_lr(rate)
 
     def wait(self, timeout: float | None = None) -> "Run":
         """Wait until the run has ended; raises the error of a failed run.

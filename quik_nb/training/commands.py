@@ -1,12 +1,12 @@
-"""What may be done to a run on its way: stop, pause, go on, another learning rate.
+"""What may be done to a run on its way: stop, pause, go on, another learning rate, a checkpoint.
 
-`Controls` is the plain form for a training in this process. With workers the same four words are written into a small
-shared file (`SharedControls`), so that all ranks follow at the same step without a message of their own:
+`LocalCommands` is the plain form for a training in this process. With workers the same words are written into a small
+shared file (`SharedCommands`), so that all ranks follow at the same step without a message of their own:
 
-rank 0 takes up a request at the top of step s and notes "from step s+1 on". The gradients of step s are averaged over
-all ranks after that, so whoever stands at the top of step s+1 has waited for rank 0's part of step s, which was sent
-after the note: every rank sees it there, and none obeys it earlier. With GPUs the hosts run ahead of the averaging;
-they wait for that of `AHEAD` steps before (`Trainer._keep_pace`), and the note says "from step s+AHEAD on".
+rank 0 picks up a request at the start of step s and schedules it for step s + 1. The gradients of step s are averaged
+over all ranks after that, so whoever stands at the start of step s + 1 has waited for rank 0's part of step s, which
+was sent after the note: every rank sees it there, and none follows it earlier. With GPUs the hosts run ahead of the
+averaging; they wait for that of `AHEAD` steps before, and the request is scheduled for step s + AHEAD.
 """
 
 import mmap
@@ -22,23 +22,23 @@ POLL_SECONDS = 0.05
 
 
 @dataclass
-class Orders:
+class DueCommands:
     """What holds at a step."""
 
     stop: bool = False
     pause: bool = False
     lr: float | None = None
-    keep: bool = False
+    checkpoint: bool = False
 
 
-class Controls:
+class LocalCommands:
     """Requests to a training in this process; each is obeyed at the next step boundary."""
 
     def __init__(self) -> None:
         self.stopping = False
         self.pausing = False
         self._lr: float | None = None
-        self._keep = False
+        self._checkpoint = False
         self.pending = False
         """whether there is anything to obey: the loop's only question at each step"""
 
@@ -58,33 +58,33 @@ class Controls:
         """Set the learning rate of all parameter groups."""
         self._lr, self.pending = float(lr), True
 
-    def keep(self) -> None:
+    def request_checkpoint(self) -> None:
         """Keep the state in the midst of an epoch."""
-        self._keep = self.pending = True
+        self._checkpoint = self.pending = True
 
-    def at(self, step: int) -> Orders:
-        """The orders at the top of a step; a learning rate is handed out once."""
+    def at(self, step: int) -> DueCommands:
+        """The due at the top of a step; a learning rate is handed out once."""
         self.pending = False  # before they are read: an interrupt may come at any line
-        orders = Orders(self.stopping, self.pausing, self._lr, self._keep)
-        self._lr, self._keep = None, False
-        if orders.stop or orders.pause:
+        due = DueCommands(self.stopping, self.pausing, self._lr, self._checkpoint)
+        self._lr, self._checkpoint = None, False
+        if due.stop or due.pause:
             self.pending = True
-        return orders
+        return due
 
     @property
-    def hurry(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether validation should be cut short."""
         return self.stopping
 
 
-STOP, PAUSE, RATE, RATES, KEEP = range(5)
+STOP, PAUSE, RATE, RATES, CHECKPOINT = range(5)
 """Words of a request: whether to stop, whether to pause, the learning rate, how many were asked for."""
-STOP_AT, PAUSE_AT, AGREED_RATE, RATE_AT, AGREED_RATES, KEEP_AT = range(8, 14)
+STOP_AT, PAUSE_AT, AGREED_RATE, RATE_AT, AGREED_RATES, CHECKPOINT_AT = range(8, 14)
 """Words of what is agreed: the steps from which on to stop and to pause, the rate, its step, how many were taken up."""
 
 
-class SharedControls:
-    """Controls over process borders: a small file, mapped by the launching process and by each rank.
+class SharedCommands:
+    """LocalCommands over process borders: a small file, mapped by the launching process and by each rank.
 
     The launching process writes requests, rank 0 writes what is agreed, the others only read. Every word is eight
     aligned bytes and is written at once, so nobody reads half of one; a number is written last of what it counts.
@@ -103,7 +103,7 @@ class SharedControls:
         self.rank = rank
         self.seen_rates = 0
         if create:
-            for word in (STOP_AT, PAUSE_AT, RATE_AT, KEEP_AT):
+            for word in (STOP_AT, PAUSE_AT, RATE_AT, CHECKPOINT_AT):
                 self.words[word] = NEVER
 
     def stop(self) -> None:
@@ -123,9 +123,9 @@ class SharedControls:
         self.rates[RATE] = float(lr)
         self.words[RATES] += 1
 
-    def keep(self) -> None:
+    def request_checkpoint(self) -> None:
         """Keep the state in the midst of an epoch; rank 0 asks for it itself."""
-        self.words[KEEP] = 1
+        self.words[CHECKPOINT] = 1
 
     @property
     def paused(self) -> bool:
@@ -147,21 +147,21 @@ class SharedControls:
         return True
 
     @property
-    def hurry(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether validation should be cut short; ranks may see it at different batches, and agree afterwards."""
         return bool(self.words[STOP])
 
-    def at(self, step: int) -> Orders:
-        """The orders at the top of a step, equal on all ranks; rank 0 also takes up new requests."""
+    def at(self, step: int) -> DueCommands:
+        """The due at the top of a step, equal on all ranks; rank 0 also takes up new requests."""
         if self.rank == 0:
             self._agree(step)
         # pause before stop: rank 0 ends a pause after it wrote the stop, so who misses the pause sees the stop
         pause = step >= self.words[PAUSE_AT]
-        orders = Orders(step >= self.words[STOP_AT], pause, keep=step == self.words[KEEP_AT])
+        due = DueCommands(step >= self.words[STOP_AT], pause, checkpoint=step == self.words[CHECKPOINT_AT])
         count = self.words[AGREED_RATES]
         if count > self.seen_rates and step >= self.words[RATE_AT]:
-            orders.lr, self.seen_rates = self.rates[AGREED_RATE], count
-        return orders
+            due.lr, self.seen_rates = self.rates[AGREED_RATE], count
+        return due
 
     def _agree(self, step: int) -> None:
         words = self.words
@@ -171,20 +171,20 @@ class SharedControls:
             words[PAUSE_AT] = NEVER
         elif words[PAUSE_AT] == NEVER:
             words[PAUSE_AT] = step + self.ahead
-        if words[KEEP]:
-            words[KEEP], words[KEEP_AT] = 0, step + self.ahead
+        if words[CHECKPOINT]:
+            words[CHECKPOINT], words[CHECKPOINT_AT] = 0, step + self.ahead
         asked = words[RATES]  # one at a time: all have the last before the next
         if asked > words[AGREED_RATES] and (words[RATE_AT] == NEVER or step > words[RATE_AT]):
             self.rates[AGREED_RATE], words[RATE_AT] = self.rates[RATE], step + self.ahead
             words[AGREED_RATES] = asked
 
 
-def wait_while_paused(controls: Controls | SharedControls, step: int) -> Orders:
-    """Sleep until the run may go on or must stop; the orders that then hold."""
-    orders = controls.at(step)
-    while orders.pause and not orders.stop:
+def wait_while_paused(commands: LocalCommands | SharedCommands, step: int) -> DueCommands:
+    """Sleep until the run may go on or must stop; the due that then hold."""
+    due = commands.at(step)
+    while due.pause and not due.stop:
         time.sleep(POLL_SECONDS)
-        later = controls.at(step)  # a rate is handed out once, so one that came with the pause is carried along
-        lr = orders.lr if later.lr is None else later.lr
-        orders = replace(later, lr=lr, keep=orders.keep or later.keep)
-    return orders
+        later = commands.at(step)  # a rate is handed out once, so one that came with the pause is carried along
+        lr = due.lr if later.lr is None else later.lr
+        due = replace(later, lr=lr, checkpoint=due.checkpoint or later.checkpoint)
+    return due

@@ -2,7 +2,7 @@
 
     RunStart
     for each epoch:
-        for each batch:        orders? · forward · backward · (last micro-batch: clip, step, zero) · a sign of life
+        for each batch:        due? · forward · backward · (last micro-batch: clip, step, zero) · a sign of life
         validation             · the sums of all ranks · scheduler
         keep the state         · EpochEnd
     RunEnd
@@ -29,7 +29,7 @@ from quik_nb.history import score
 from quik_nb.recipe.data import SPLITS, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training import rng
-from quik_nb.training.commands import AHEAD, Controls, SharedControls, wait_while_paused
+from quik_nb.training.commands import AHEAD, LocalCommands, SharedCommands, wait_while_paused
 from quik_nb.training.compiling import Compiled
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.data.batches import batches, eval_batches
@@ -76,7 +76,7 @@ class Trainer:
     Args:
         job: what to train and how far.
         world: this rank among the others.
-        controls: what may be done to the run on its way.
+        commands: what may be done to the run on its way.
         keep: called on rank 0 at each epoch's end and at a stop, before the event is yielded.
         clock: seconds, for tests.
     """
@@ -85,7 +85,7 @@ class Trainer:
         self,
         job: Job,
         world: World,
-        controls: Controls | SharedControls | None = None,
+        commands: LocalCommands | SharedCommands | None = None,
         keep: Keep = lambda trainer: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -93,7 +93,7 @@ class Trainer:
         assert recipe.model is not None  # Recipe.check has seen to both
         assert recipe.train is not None
         self.job, self.recipe, self.settings, self.world = job, recipe, settings, world
-        self.controls, self.keep, self.clock = controls or Controls(), keep, clock
+        self.commands, self.keep, self.clock = commands or LocalCommands(), keep, clock
         self.outbox: deque[Event] = deque()
         self.emit: Callable[[Event], None] = self.outbox.append
         self.model = recipe.model.to(world.device)
@@ -253,7 +253,7 @@ class Trainer:
                 )
 
     def loader(self, split: str = "train") -> Iterator[Any]:
-        """This rank's batches of a split, on the device; while training, orders are obeyed and signs of life given."""
+        """This rank's batches of a split, on the device; while training, due are obeyed and signs of life given."""
         __tracebackhide__ = True
         if split != "train":
             yield from self._other(split)
@@ -271,7 +271,7 @@ class Trainer:
         while True:
             if fresh:
                 self._keep_pace()
-            if fresh and self.controls.pending and self.step_in_epoch != self.batches.steps:
+            if fresh and self.commands.pending and self.step_in_epoch != self.batches.steps:
                 self._obey()  # before the next batch is drawn: what it takes of the random numbers must not be lost
             batch = next(walk, None)
             if batch is None:
@@ -319,13 +319,13 @@ class Trainer:
                 yield batch.data
 
     def count_step(self) -> None:
-        """Count a step of a loop that draws its batches elsewhere, and obey orders there."""
+        """Count a step of a loop that draws its batches elsewhere, and obey due there."""
         self.step.calls.clear()
         self._step_done()
         self._keep_pace()
         if self.clock() >= self._next_beat:
             self._beat()
-        if self.controls.pending:
+        if self.commands.pending:
             self._obey()
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -364,16 +364,16 @@ class Trainer:
 
     def _obey(self) -> None:
         before = self.clock()
-        orders = wait_while_paused(self.controls, self.steps_done)
+        due = wait_while_paused(self.commands, self.steps_done)
         if (paused := self.clock() - before) > BEAT_SECONDS:
             self.started += paused
             self._mark(f"paused {paused:.0f} s")
-        if orders.lr is not None:
-            self.updater.set_lr(orders.lr)
-            self._mark(f"lr {orders.lr:g}")
-        if orders.stop:
+        if due.lr is not None:
+            self.updater.set_lr(due.lr)
+            self._mark(f"lr {due.lr:g}")
+        if due.stop:
             raise Stopped
-        if orders.keep and self.step_in_epoch:
+        if due.checkpoint and self.step_in_epoch:
             self._keep_within()
 
     def _mark(self, label: str) -> None:
@@ -396,7 +396,7 @@ class Trainer:
         self._next_beat = now + BEAT_SECONDS
         if now >= self._next_keep and self.world.is_logger:
             self._next_keep = now + self._keep_seconds
-            self.controls.keep()
+            self.commands.request_checkpoint()
 
     def _check_loss(self) -> None:
         if self.meter.bad is None or (self.updater.scaler is not None and self.meter.bad_in_a_row < GIVEN_UP):
@@ -423,7 +423,7 @@ class Trainer:
         self._check_loss()  # rather than metrics that choke on NaN
         evaluation = Evaluation(self.recipe, self.updater.judged, self.valid_step, self.world, self.autocast)
         for done, steps in evaluation.over(self.valid_batches):
-            evaluation.cut = bool(self.controls.pending and self.controls.hurry)
+            evaluation.cut = bool(self.commands.pending and self.commands.stop_requested)
             if self.clock() >= self._next_beat:
                 self._beat("valid", done, steps)
                 yield from self._drain()
@@ -490,8 +490,8 @@ class Trainer:
     def _stop_agreed(self) -> bool:
         """Whether a stop was asked for that all ranks can obey here, at the epoch's end."""
         if not self.world.is_ddp:
-            return self.controls.hurry
-        asked = torch.tensor(float(self.world.is_logger and self.controls.hurry), device=self.world.device)
+            return self.commands.stop_requested
+        asked = torch.tensor(float(self.world.is_logger and self.commands.stop_requested), device=self.world.device)
         return bool(self.world.sum(asked))
 
     def _row(self, values: dict[str, float], share: float = 1.0) -> Row:

@@ -12,7 +12,7 @@ from quik_nb import Run
 from quik_nb.events import Event, RunEnd
 from quik_nb.history import History
 from quik_nb.launch.base import Launch
-from quik_nb.training.commands import Controls
+from quik_nb.training.commands import LocalCommands
 from quik_nb.training.trainer import Trainer
 
 
@@ -50,7 +50,7 @@ class Fake:
     """A launch that hands out some events and may fail at any point."""
 
     def __init__(self, *events: Event, drive: Exception | None = None, close: Exception | None = None) -> None:
-        self.controls = Controls()
+        self.commands = LocalCommands()
         self.events, self.errors = events, (drive, close)
 
     def drive(self, take: Callable[[Event], None]) -> None:

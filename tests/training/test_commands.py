@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quik_nb.training.commands import Controls, SharedControls, wait_while_paused
+from quik_nb.training.commands import LocalCommands, SharedCommands, wait_while_paused
 
 Log = list[tuple[int, str]]
 """What a rank did: (step, "stop" or "paused" or a learning rate)."""
@@ -25,7 +25,7 @@ class Ranks:
     """
 
     def __init__(self, path: Path, world_size: int, steps: int, jitter: float, ahead: int = 1) -> None:
-        self.parent = SharedControls(path, create=True)
+        self.parent = SharedCommands(path, create=True)
         self.steps, self.jitter, self.ahead = steps, jitter, ahead
         self.ended = [threading.Barrier(world_size) for _ in range(steps)]
         self.reached = 0
@@ -34,7 +34,7 @@ class Ranks:
         self.threads = [threading.Thread(target=self._live, args=(path, rank)) for rank in range(world_size)]
 
     def _live(self, path: Path, rank: int) -> None:
-        controls = SharedControls(path, rank, ahead=self.ahead)
+        commands = SharedCommands(path, rank, ahead=self.ahead)
         chance, log, meetings = random.Random(rank), self.logs[rank], deque[threading.Thread]()
         for step in range(self.steps):
             time.sleep(chance.random() * self.jitter * (1 + 3 * (rank == 0)))
@@ -42,24 +42,24 @@ class Ranks:
                 meetings.popleft().join(20)
             if rank == 0:
                 self.reached = step
-            orders = controls.at(step)
-            if orders.lr is not None:
-                log.append((step, f"lr {orders.lr}"))
-            if orders.pause and not orders.stop:
+            due = commands.at(step)
+            if due.lr is not None:
+                log.append((step, f"lr {due.lr}"))
+            if due.pause and not due.stop:
                 log.append((step, "paused"))
-                orders = wait_while_paused(controls, step)
-                if orders.lr is not None:
-                    log.append((step, f"lr {orders.lr}"))
-            if orders.stop:
+                due = wait_while_paused(commands, step)
+                if due.lr is not None:
+                    log.append((step, f"lr {due.lr}"))
+            if due.stop:
                 log.append((step, "stop"))
                 break
             time.sleep(chance.random() * self.jitter)
             meetings.append(threading.Thread(target=self.ended[step].wait, args=(20,)))  # the gradients meet
             meetings[-1].start()
-        controls.close()
+        commands.close()
 
     @contextmanager
-    def running(self) -> Iterator[SharedControls]:
+    def running(self) -> Iterator[SharedCommands]:
         """Within it they train; afterwards they have ended."""
         for thread in self.threads:
             thread.start()
@@ -79,7 +79,7 @@ class Ranks:
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_stop_at_the_same_step(tmp_path: Path, world_size: int, ahead: int) -> None:
     """A stop that comes at any moment ends all ranks at one step, soon, however far they run ahead of each other."""
-    ranks = Ranks(tmp_path / "controls", world_size, steps=500, jitter=0.004, ahead=ahead)
+    ranks = Ranks(tmp_path / "commands", world_size, steps=500, jitter=0.004, ahead=ahead)
     with ranks.running() as parent:
         ranks.wait_for(10)
         time.sleep(0.003)
@@ -95,7 +95,7 @@ def test_ranks_stop_at_the_same_step(tmp_path: Path, world_size: int, ahead: int
 @pytest.mark.parametrize(("world_size", "ahead"), [(2, 1), (3, 1), (3, 4)])
 def test_rates_are_taken_by_all_at_the_same_step(tmp_path: Path, world_size: int, ahead: int) -> None:
     """Learning rates that are set again and again reach every rank at equal steps, and the last one always."""
-    ranks = Ranks(tmp_path / "controls", world_size, steps=200, jitter=0.002, ahead=ahead)
+    ranks = Ranks(tmp_path / "commands", world_size, steps=200, jitter=0.002, ahead=ahead)
     with ranks.running() as parent:
         for number in range(1, 30):
             parent.set_lr(number / 100)
@@ -105,10 +105,10 @@ def test_rates_are_taken_by_all_at_the_same_step(tmp_path: Path, world_size: int
     assert "lr 0.29" == ranks.logs[0][-1][1]
 
 
-@pytest.mark.parametrize("then", [SharedControls.stop, SharedControls.resume])
-def test_a_pause_holds_all_ranks(tmp_path: Path, then: Callable[[SharedControls], None]) -> None:
+@pytest.mark.parametrize("then", [SharedCommands.stop, SharedCommands.resume])
+def test_a_pause_holds_all_ranks(tmp_path: Path, then: Callable[[SharedCommands], None]) -> None:
     """All ranks pause at one step, take no further one, and go on or stop together."""
-    ranks = Ranks(tmp_path / "controls", 3, steps=60, jitter=0.002)
+    ranks = Ranks(tmp_path / "commands", 3, steps=60, jitter=0.002)
     with ranks.running() as parent:
         ranks.wait_for(10)
         parent.pause()
@@ -123,12 +123,12 @@ def test_a_pause_holds_all_ranks(tmp_path: Path, then: Callable[[SharedControls]
 
     assert held == still == paused[0]
     assert [ranks.logs[0]] * 3 == ranks.logs
-    assert ([(held, "stop")] if then is SharedControls.stop else [(held + 1, "lr 0.5")]) == rest
+    assert ([(held, "stop")] if then is SharedCommands.stop else [(held + 1, "lr 0.5")]) == rest
 
 
 def test_pauses_one_after_the_other(tmp_path: Path) -> None:
     """Pauses and resumes in quick succession leave no rank behind."""
-    ranks = Ranks(tmp_path / "controls", 3, steps=200, jitter=0.001)
+    ranks = Ranks(tmp_path / "commands", 3, steps=200, jitter=0.001)
     with ranks.running() as parent:
         for _ in range(10):
             parent.pause()
@@ -144,24 +144,24 @@ def test_pauses_one_after_the_other(tmp_path: Path) -> None:
 
 def write_for_ever(path: Path) -> None:
     """Rank 0 at work, and a parent that asks for one rate after the other."""
-    controls, parent = SharedControls(path, rank=0), SharedControls(path)
+    commands, parent = SharedCommands(path, rank=0), SharedCommands(path)
     step = 0
     while True:
         parent.set_lr(1.0 + step % 2)
-        controls.at(step)
+        commands.at(step)
         step += 1
 
 
 def test_no_reader_meets_half_a_word(tmp_path: Path) -> None:
     """While another process writes without a pause, a reader sees no order that nobody gave."""
-    path = tmp_path / "controls"
-    reader = SharedControls(path, rank=1, create=True)
+    path = tmp_path / "commands"
+    reader = SharedCommands(path, rank=1, create=True)
     writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,), daemon=True)
     writer.start()
     until, seen = time.monotonic() + 1.0, set()
     while time.monotonic() < until:
-        orders = reader.at(2**40)
-        seen.add((orders.stop, orders.pause, orders.lr))
+        due = reader.at(2**40)
+        seen.add((due.stop, due.pause, due.lr))
     writer.kill()
     writer.join()
 
@@ -170,15 +170,15 @@ def test_no_reader_meets_half_a_word(tmp_path: Path) -> None:
 
 def test_controls_of_one_process() -> None:
     """A rate is handed out once, a stop and a pause hold, and nothing is pending where nothing was asked."""
-    controls = Controls()
-    pending = [controls.pending]
-    controls.set_lr(0.1)
-    pending.append(controls.pending)
-    rates = [controls.at(0).lr, controls.at(1).lr]
-    pending.append(controls.pending)
-    controls.stop()
+    commands = LocalCommands()
+    pending = [commands.pending]
+    commands.set_lr(0.1)
+    pending.append(commands.pending)
+    rates = [commands.at(0).lr, commands.at(1).lr]
+    pending.append(commands.pending)
+    commands.stop()
 
     assert [False, True, False] == pending
     assert [0.1, None] == rates
-    assert [True, True] == [controls.at(2).stop, controls.at(3).stop]
-    assert controls.hurry
+    assert [True, True] == [commands.at(2).stop, commands.at(3).stop]
+    assert commands.stop_requested

@@ -127,12 +127,12 @@ def test_the_ranks_together_see_each_batch_of_one_rank(kind: str, samples: int, 
 @pytest.mark.parametrize("kind", ["tensors", "fetched"])
 def test_each_epoch_has_an_order_of_its_own(kind: str) -> None:
     """Epochs are shuffled differently, the same epoch always alike, and both kinds of data in one way."""
-    orders = [[seen(b) for b in batches(sources(50)[kind], 8, World(), True).epoch(42, epoch)] for epoch in (0, 1, 1)]
+    due = [[seen(b) for b in batches(sources(50)[kind], 8, World(), True).epoch(42, epoch)] for epoch in (0, 1, 1)]
     tensors = [seen(b) for b in batches(sources(50)["tensors"], 8, World(), True).epoch(42, 0)]
 
-    assert orders[0] != orders[1]
-    assert orders[1] == orders[2]
-    assert tensors == orders[0]
+    assert due[0] != due[1]
+    assert due[1] == due[2]
+    assert tensors == due[0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
