@@ -167,7 +167,7 @@ class Runs(Steps):
         held, unfinished = state.held, state.progress.step > 0
         rate = None if given.get("lr") is None else recipe.settings.lr
         if rate is not None and base_rate(state.progress) not in (None, rate):  # run.set_lr() left another
-            state.progress = replace(state.progress, scheduler=None, planned=0)
+            state.progress = replace(state.progress, scheduler=None, schedule_end=0)
         progress = carried(state.progress, state.trained, recipe, other_weights=held is not None)
         if state.trained is not None and not same_loss(state.trained, recipe):
             state.history.record(Annotation(progress.epoch, "another loss", breaks_comparison=True))

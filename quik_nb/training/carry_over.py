@@ -31,19 +31,19 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: 
     if old is None:
         return progress
     if not same_loss(old, new):
-        progress = replace(progress, best=math.inf, level=math.inf, stale=0)
+        progress = replace(progress, best=math.inf, best_for_patience=math.inf, epochs_without_improvement=0)
     names = None if new.model is None else trained_parameters(new.model, new.settings.freeze)
     by_hand = progress.parameters not in (None, names)  # layers were put in, or switched off
     if by_hand or not same(_parameters(old), _parameters(new)):
-        progress = replace(progress, optimizer=None, scheduler=None, planned=0)
+        progress = replace(progress, optimizer=None, scheduler=None, schedule_end=0)
     elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
-        progress = replace(progress, scheduler=None, planned=0)
+        progress = replace(progress, scheduler=None, schedule_end=0)
     batches = old.settings.batch_size == new.settings.batch_size and old.settings.seed == new.settings.seed
     given_up = other_weights and progress.step > 0
     if given_up or not batches or old.train is None or new.train is None or not alike(old.train, new.train):
         progress = progress.at_epoch()
         if new.scheduler is not None and new.scheduler.per_batch:
-            progress = replace(progress, scheduler=None, planned=0)
+            progress = replace(progress, scheduler=None, schedule_end=0)
     return progress
 
 

@@ -16,15 +16,15 @@ class Progress:
     """whole epochs done"""
     step: int = 0
     """optimizer steps done in the epoch after those"""
-    planned: int = 0
+    schedule_end: int = 0
     """the epoch at which the schedule ends"""
-    begun: tuple[int, int] = (0, 0)
+    schedule_start: tuple[int, int] = (0, 0)
     """epoch and step at which it began"""
-    used: float | None = None
+    last_lr: float | None = None
     """the learning rate of the latest step"""
     best: float = float("inf")
     """lowest score of an epoch so far"""
-    level: float = float("inf")
+    best_for_patience: float = float("inf")
     """the latest score that was better by enough, from which early stopping counts"""
     loss_sum: float = 0.0
     """of the samples trained in the unfinished epoch"""
@@ -45,14 +45,14 @@ class Progress:
     """names and shapes of the parameters that the optimizer's moments belong to"""
     average: dict[str, Any] | None = None
     """averaged weights, the trained ones behind them, and the number of steps they average"""
-    stale: int = 0
+    epochs_without_improvement: int = 0
     """epochs since that one, for early stopping"""
-    generators: list[rng.State] | None = None
+    rng_states: list[rng.State] | None = None
     """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
 
     def at_epoch(self) -> "Progress":
         """The same without what was done of the unfinished epoch."""
-        counted = ("step", "loss_sum", "loss_count", "norm_sum", "norm_count", "skipped", "seconds", "generators")
+        counted = ("step", "loss_sum", "loss_count", "norm_sum", "norm_count", "skipped", "seconds", "rng_states")
         return replace(self, **{name: getattr(Progress, name) for name in counted})
 
     def copy(self) -> "Progress":

@@ -154,9 +154,12 @@ class Trainer:
             self.meter.sum += progress.loss_sum
             self.meter.count += progress.loss_count
         patience = self.settings.patience
-        ended = patience is not None and progress.stale >= patience  # by patience, and now asked to go on
-        self.best, self.level, self.stale = progress.best, progress.level, 0 if ended else progress.stale
-        self.generators = progress.generators
+        ended = (
+            patience is not None and progress.epochs_without_improvement >= patience
+        )  # by patience, and now asked to go on
+        self.best, self.best_for_patience = progress.best, progress.best_for_patience
+        self.epochs_without_improvement = 0 if ended else progress.epochs_without_improvement
+        self.rng_states = progress.rng_states
         self.seconds_before = progress.seconds
         self._next_beat = self.clock() + BEAT_SECONDS
         self._next_keep = self.clock() + self._keep_seconds
@@ -264,9 +267,9 @@ class Trainer:
                 f"all updates of a batch in one pass, and call session.end_epoch() after it."
             )
         walk = self.batches.epoch(self.settings.seed, self.epoch, skip=self.step_in_epoch)
-        if self.generators is not None:
-            self._take_up_generators(self.generators)
-            self.generators = None
+        if self.rng_states is not None:
+            self._take_up_generators(self.rng_states)
+            self.rng_states = None
         fresh = True
         while True:
             if fresh:
@@ -462,10 +465,10 @@ class Trainer:
         self.updater.end_epoch(loss)
         better = loss < self.best
         self.best = min(self.best, loss)
-        if loss < self.level - self.settings.min_delta:
-            self.level, self.stale = loss, 0
+        if loss < self.best_for_patience - self.settings.min_delta:
+            self.best_for_patience, self.epochs_without_improvement = loss, 0
         else:
-            self.stale += 1
+            self.epochs_without_improvement += 1
         self.next_epoch()
         self.row = row
         if self.world.is_logger:
@@ -473,8 +476,9 @@ class Trainer:
         self._begin_epoch()
         self.emit(EpochEnd(row, better))
         patience = self.settings.patience
-        if patience is not None and self.stale >= patience:
-            self.reason = f"no better loss for {self.stale} epoch{'s' if self.stale > 1 else ''}"
+        if patience is not None and self.epochs_without_improvement >= patience:
+            count = self.epochs_without_improvement
+            self.reason = f"no better loss for {count} epoch{'s' if count > 1 else ''}"
         elif self.epoch < self.job.epochs and self._stop_agreed():
             raise Stopped
 
@@ -542,8 +546,8 @@ class Trainer:
             epoch=self.epoch,
             step=self.step_in_epoch,
             best=self.best,
-            level=self.level,
-            stale=self.stale,
+            best_for_patience=self.best_for_patience,
+            epochs_without_improvement=self.epochs_without_improvement,
             **self.updater.state(),
         )
         if not self.step_in_epoch:
@@ -553,7 +557,7 @@ class Trainer:
             loss_sum=self.loss_sum,
             loss_count=self.loss_count,
             seconds=self.row.time if self.row is not None else 0.0,
-            generators=self.states,
+            rng_states=self.states,
         )
 
 

@@ -38,8 +38,8 @@ class Updater:
         self.recipe, self.settings, self.model, self.world, self.sums = recipe, recipe.settings, model, world, sums
         self.optimizer = make_optimizer(recipe, model)
         self.scheduler: Any = None
-        self.planned, self.begun = 0, (0, 0)
-        self.used: float | None = None
+        self.schedule_end, self.schedule_start = 0, (0, 0)
+        self.last_lr: float | None = None
         """the rate of the first parameter group in the latest step; None where that was not made here"""
         # scaling keeps small fp16 gradients from vanishing; bf16 has the range of fp32 and needs none
         self.scaler = torch.amp.GradScaler("cuda") if scaled else None
@@ -72,13 +72,13 @@ class Updater:
             last: the epoch to stop before.
             steps_per_epoch: optimizer steps; None where unknown.
         """
-        self.planned = progress.planned or max(last, self.settings.epochs)
-        fresh = progress.planned == 0
-        if last > self.planned:
+        self.schedule_end = progress.schedule_end or max(last, self.settings.epochs)
+        fresh = progress.schedule_end == 0
+        if last > self.schedule_end:
             ends = self.recipe.scheduler is not None and bool(self.recipe.scheduler.totals(1, 1))
-            self.planned, fresh = last, fresh or ends
-        self.begun = (progress.epoch, progress.step) if fresh else progress.begun
-        self.used = progress.used
+            self.schedule_end, fresh = last, fresh or ends
+        self.schedule_start = (progress.epoch, progress.step) if fresh else progress.schedule_start
+        self.last_lr = progress.last_lr
         if progress.optimizer is not None:
             chosen = [{name: group[name] for name in STEADY if name in group} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(progress.optimizer)
@@ -88,8 +88,10 @@ class Updater:
             if fresh:
                 self._forget_schedule()
         groups = [dict(group) for group in self.optimizer.param_groups]
-        epoch, step = self.begun
-        self.scheduler = make_scheduler(self.recipe, self.optimizer, self.planned - epoch, steps_per_epoch, done=step)
+        epoch, step = self.schedule_start
+        self.scheduler = make_scheduler(
+            self.recipe, self.optimizer, self.schedule_end - epoch, steps_per_epoch, done=step
+        )
         if self.scheduler is not None and progress.scheduler is not None and not fresh:
             self.scheduler.load_state_dict(progress.scheduler)
             for group, before in zip(self.optimizer.param_groups, groups, strict=True):
@@ -120,7 +122,7 @@ class Updater:
     @property
     def lr(self) -> float:
         """The rate of the first parameter group in the latest step, which a schedule may have moved on since."""
-        return float(self.optimizer.param_groups[0]["lr"]) if self.used is None else self.used
+        return float(self.optimizer.param_groups[0]["lr"]) if self.last_lr is None else self.last_lr
 
     def set_lr(self, lr: float) -> None:
         """Set the rate of the first group from now on, and scale the others and the schedule alike."""
@@ -184,7 +186,7 @@ class Updater:
 
     def _step(self) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
-        self.used = rate if isinstance(rate, float) else None  # to read a tensor would wait for the device
+        self.last_lr = rate if isinstance(rate, float) else None  # to read a tensor would wait for the device
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -246,9 +248,9 @@ class Updater:
         average = self.average
         self._sum_norms()
         return {
-            "planned": self.planned,
-            "begun": self.begun,
-            "used": self.used,
+            "schedule_end": self.schedule_end,
+            "schedule_start": self.schedule_start,
+            "last_lr": self.last_lr,
             "norm_sum": self.norm_sum,
             "norm_count": self.norm_count,
             "skipped": self.skipped,
