@@ -35,7 +35,7 @@ def _facts(machine: Machine) -> dict[str, str]:
         "GPUs": f"{machine.gpus}; this process {held} a CUDA context",
         "free for workers' data": f"{free:.1f} GiB in {tempfile.gettempdir()}",
         "/dev/shm": f"{shutil.disk_usage(shm).free / 2**20:.0f} MiB free" if shm.exists() else "absent, not needed",
-        "view": ": ".join(decide("auto", FrontEnd.look())),
+        "view": ": ".join(decide("auto", FrontEnd.detect())),
     }
 
 

@@ -30,7 +30,7 @@ from quik_nb.storage.run_state import State
 from quik_nb.training.carry_over import base_rate, carried, same_loss
 from quik_nb.training.progress import Snapshot
 from quik_nb.training.trainer import Job
-from quik_nb.views.choose import choose, waits_for_cells
+from quik_nb.views.choose import choose, runs_headless
 
 EVENTS = {"RunStart": "run_start", "StepEnd": "step_end", "EpochEnd": "epoch_end", "RunEnd": "run_end"}
 """The events that `on` knows, by the name of their record."""
@@ -122,7 +122,7 @@ class Runs(Steps):
         interrupts = Interrupts()
         with interrupts.heard(), self._state.released_on_error():
             run = self._start(recipe, placement, loop, given)
-            leaves = background and not waits_for_cells()
+            leaves = background and not runs_headless()
             if leaves and interrupts.count:
                 run.discard()
                 raise KeyboardInterrupt("the training was not begun")

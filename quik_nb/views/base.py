@@ -15,7 +15,7 @@ class View(Protocol):
         """Leave the final picture behind; called once, also after an error or an interrupt."""
 
 
-class Controls(Protocol):
+class RunControls(Protocol):
     """What a view's buttons may do to the run they stand under."""
 
     def stop(self) -> None:

@@ -33,28 +33,28 @@ CLOCK = Clock()
 class Budget:
     """One account for each kind of drawing, so that what is drawn often cannot starve the rest.
 
-    `portions` are the parts that the kinds get of the whole, by name; they add up to 1.
+    `shares` are the parts that the kinds get of the whole, by name; they add up to 1.
 
     >>> budget = Budget({"table": 0.6, "curve": 0.4}, Clock(wall=iter([0.0, 10.0]).__next__))
     >>> budget.allows("curve")
     True
     """
 
-    def __init__(self, portions: Mapping[str, float], clock: Clock = CLOCK) -> None:
-        self._portions, self._clock = portions, clock
+    def __init__(self, shares: Mapping[str, float], clock: Clock = CLOCK) -> None:
+        self._shares, self._clock = shares, clock
         self._start = clock.wall()
-        self.spent = dict.fromkeys(portions, 0.0)
+        self.spent = dict.fromkeys(shares, 0.0)
         """seconds spent so far, by kind"""
-        self._drawn = dict.fromkeys(portions, -math.inf)
+        self._drawn = dict.fromkeys(shares, -math.inf)
 
-    def allows(self, kind: str, depth: float = 1.0) -> bool:
-        """Whether less than `depth` of this kind's account is spent, and the frame before was long enough.
+    def allows(self, kind: str, overdraft: float = 1.0) -> bool:
+        """Whether less than `overdraft` of this kind's account is spent, and the frame before was long enough.
 
         One drawing may overdraw the account, and is then paid off.
         """
         now = self._clock.wall()
         earned = ALLOWANCE + SHARE * (now - self._start)
-        return now >= self._drawn[kind] + FRAME and self.spent[kind] < depth * self._portions[kind] * earned
+        return now >= self._drawn[kind] + FRAME and self.spent[kind] < overdraft * self._shares[kind] * earned
 
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from quik_nb.errors import QuikError
-from quik_nb.views.base import Controls
+from quik_nb.views.base import RunControls
 from quik_nb.views.format import first_line
 
 
 class Buttons:
     """A row of stock widgets that call `controls`; what went wrong is said beside them."""
 
-    def __init__(self, controls: Controls) -> None:
+    def __init__(self, controls: RunControls) -> None:
         from ipywidgets import Button, Label, Layout, Text
 
         self._controls = controls
@@ -66,7 +66,7 @@ class Buttons:
             return
         lr = _positive(words)
         if lr is None:
-            self.said.value = f"{first_line(words)!r} is no learning rate; type a number above 0, such as 3e-4"
+            self.said.value = f"{first_line(words)!r} is no learning rate; use a number above 0, such as 3e-4"
             return
         self._controls.set_lr(lr)
         self.said.value = f"learning rate {lr:g} from the next step on"

@@ -1,6 +1,6 @@
 """Which view draws a run, decided in one place, with the reason in words.
 
-`FrontEnd.look()` gives the facts, `decide` decides, `choose` builds. A kernel cannot be asked whether the page at the
+`FrontEnd.detect()` gives the facts, `decide` decides, `choose` builds. A kernel cannot be asked whether the page at the
 other end shows widgets; one that does not shows the words that stand beside the widget, and `view="text"` is for it.
 """
 
@@ -11,9 +11,9 @@ from typing import Literal
 
 from quik_nb.errors import RecipeError, suggest
 from quik_nb.history import History
-from quik_nb.views.base import Controls, View
+from quik_nb.views.base import RunControls, View
 
-Kind = Literal["widget", "display", "text", "quiet"]
+Kind = Literal["widget", "display", "text", "null"]
 KNOWN = ("auto", "widget", "text")
 
 
@@ -27,7 +27,7 @@ class FrontEnd:
     """ipywidgets can be imported"""
 
     @classmethod
-    def look(cls) -> "FrontEnd":
+    def detect(cls) -> "FrontEnd":
         """The facts about this process; IPython is only asked where it is loaded already."""
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython is not None else None
@@ -37,7 +37,7 @@ class FrontEnd:
 def decide(view: str | bool, front_end: FrontEnd) -> tuple[Kind, str]:
     """The kind of view for what was asked for (`"auto" | "widget" | "text" | False`), and why."""
     if view is False:
-        return "quiet", "view=False draws nothing"
+        return "null", "view=False draws nothing"
     if view == "text":
         return "text", "view='text' was asked for"
     if view not in KNOWN:
@@ -50,7 +50,7 @@ def decide(view: str | bool, front_end: FrontEnd) -> tuple[Kind, str]:
     return "widget", "a notebook kernel with ipywidgets"
 
 
-def waits_for_cells() -> bool:
+def runs_headless() -> bool:
     """Whether cells are run by a program that leaves when the last one has ended, such as nbclient or papermill.
 
     Those execute without a way to ask the user anything, which is what the request then says.
@@ -71,13 +71,15 @@ def cell_number() -> int | None:
     return getattr(shell, "execution_count", None)
 
 
-def choose(view: str | bool, history: History, controls: Controls | None = None, title: str = "") -> tuple[View, str]:
+def choose(
+    view: str | bool, history: History, controls: RunControls | None = None, title: str = ""
+) -> tuple[View, str]:
     """The view that draws this history from now on, and the reason for it."""
-    kind, reason = decide(view, FrontEnd.look())
+    kind, reason = decide(view, FrontEnd.detect())
     return _build(kind, history, controls, title), reason
 
 
-def _build(kind: Kind, history: History, controls: Controls | None, title: str) -> View:
+def _build(kind: Kind, history: History, controls: RunControls | None, title: str) -> View:
     # imported when chosen: a script does not load what only a notebook needs
     match kind:
         case "widget":
@@ -92,7 +94,7 @@ def _build(kind: Kind, history: History, controls: Controls | None, title: str) 
             from quik_nb.views.text import TextView
 
             return TextView(history, title)
-        case "quiet":
+        case "null":
             from quik_nb.views.null_view import NullView
 
             return NullView()
@@ -103,5 +105,5 @@ def _unknown(view: object) -> str:
     return (
         f"view={view!r} is not known: {hint}\n"
         "It says how a run is drawn, so a training cannot start without it.\n"
-        "Type view='auto' (the default), 'widget', 'text', or False for nothing at all."
+        "Use view='auto' (the default), 'widget', 'text', or False for nothing at all."
     )

@@ -10,10 +10,10 @@ from quik_nb.views.html import INTERRUPT, ROWS
 from quik_nb.views.mime import Bundle, Publish, new_id, to_notebook
 from quik_nb.views.output import Printer
 from quik_nb.views.static_record import record
-from quik_nb.views.status import Progress
+from quik_nb.views.status import RunStatus
 
 ROW, STEP = "row", "step"
-PORTIONS = {ROW: 0.7, STEP: 0.3}
+BUDGET_SHARES = {ROW: 0.7, STEP: 0.3}
 """What a new row and a step in between may spend of the time for drawing."""
 
 
@@ -22,9 +22,9 @@ class DisplayView:
 
     def __init__(self, history: History, title: str = "", clock: Clock = CLOCK, publish: Publish = to_notebook) -> None:
         self._history, self._publish = history, publish
-        self._progress = Progress(history, title)
+        self._status = RunStatus(history, title)
         self._printer = Printer()
-        self._budget = Budget(PORTIONS, clock)
+        self._budget = Budget(BUDGET_SHARES, clock)
         self._id = new_id()
         self._shown = self._row_is_due = False
         if history.rows:
@@ -35,7 +35,7 @@ class DisplayView:
         if isinstance(event, Output):
             self._printer.show(event)
             return
-        self._progress.record(event)
+        self._status.record(event)
         self._row_is_due |= isinstance(event, EpochEnd | RunStart)
         kind = ROW if self._row_is_due else STEP
         if not self._shown or isinstance(event, PauseChanged) or self._budget.allows(kind):
@@ -44,8 +44,8 @@ class DisplayView:
     def close(self) -> None:
         """Put the static record in place."""
         if self._shown:
-            self._progress.closed = True
-            self._publish(record(self._history, self._progress.summary()), self._id, update=True)
+            self._status.closed = True
+            self._publish(record(self._history, self._status.summary()), self._id, update=True)
             self._shown = False
 
     def _draw(self, kind: str) -> None:
@@ -54,8 +54,8 @@ class DisplayView:
         self._shown, self._row_is_due = True, False
 
     def _bundle(self) -> Bundle:
-        status, share = self._progress.status(), self._progress.share
-        bar = f'<progress max="100" value="{100 * share:.0f}"></progress> {escape(status)}'
+        status, share = self._status.status(), self._status.share
+        bar = f'<run_status max="100" value="{100 * share:.0f}"></run_status> {escape(status)}'
         rows = table.html(self._history, ROWS) if self._history.rows else ""
         return {
             "text/html": f"<p>{bar}</p>{rows}<p><small>{escape(INTERRUPT)}</small></p>",

@@ -9,7 +9,7 @@ from quik_nb.views.format import duration, first_line, number, one_line, plural,
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 
-class Progress:
+class RunStatus:
     """Reads the events of one run; knows nothing of how it is drawn."""
 
     def __init__(self, history: History, title: str = "") -> None:

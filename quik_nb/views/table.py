@@ -43,7 +43,7 @@ def text(history: History, limit: int = LIMIT) -> str:
         if isinstance(line, int):
             lines.append(f"({hidden(line)})")
         else:
-            lines.append(starred(line, columns) if line is best else cells(line, columns))
+            lines.append(mark_best(line, columns) if line is best else cells(line, columns))
     widths = [max(len(line[i]) for line in lines if not isinstance(line, str)) for i in range(len(names))]
     return "\n".join(line if isinstance(line, str) else aligned(line, widths) for line in lines)
 
@@ -60,7 +60,7 @@ def cells(row: Row, columns: list[str]) -> list[str]:
     return [epoch, *(number(values.get(name)) for name in columns), duration(row.time)]
 
 
-def starred(row: Row, columns: list[str]) -> list[str]:
+def mark_best(row: Row, columns: list[str]) -> list[str]:
     """`cells`, with a star at the loss that makes this row the best."""
     values = cells(row, columns)
     deciding = _deciding(row)

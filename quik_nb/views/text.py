@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from quik_nb.events import EpochEnd, Event, Output, Row, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views.output import Printer
-from quik_nb.views.status import Progress
-from quik_nb.views.table import aligned, cells, header, starred, text
+from quik_nb.views.status import RunStatus
+from quik_nb.views.table import aligned, cells, header, mark_best, text
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,7 +21,7 @@ class TextView:
 
     def __init__(self, history: History, title: str = "", out: TextIO | None = None, err: TextIO | None = None) -> None:
         self._history, self._out, self._err = history, out, err
-        self._progress = Progress(history, title)
+        self._status = RunStatus(history, title)
         self._printer = Printer()
         self._bar: tqdm[Any] | None = None
         self._columns: list[str] = []
@@ -29,7 +29,7 @@ class TextView:
 
     def show(self, event: Event) -> None:
         """Print what is finished, move the bar."""
-        self._progress.record(event)
+        self._status.record(event)
         match event:
             case RunStart():
                 self._shown = True
@@ -47,9 +47,9 @@ class TextView:
     def close(self) -> None:
         """Print how it ended; the table of a history that no run was shown of."""
         self._end_bar()
-        self._progress.closed = True
+        self._status.closed = True
         if self._shown:
-            self._print(self._progress.summary())
+            self._print(self._status.summary())
         elif self._history.rows:
             self._print(text(self._history))
         self._shown = False
@@ -78,7 +78,7 @@ class TextView:
         if columns != self._columns:
             self._columns = columns
             self._print(aligned(names, widths))
-        self._print(aligned(starred(row, columns) if best else cells(row, columns), widths))
+        self._print(aligned(mark_best(row, columns) if best else cells(row, columns), widths))
 
     def _printed(self, event: Output) -> None:
         if self._bar is not None:
@@ -95,7 +95,7 @@ class TextView:
             self._end_bar()  # the validation, whose steps are others
         if self._bar is None:
             self._bar = _bar(event.steps, err)
-        self._bar.set_description_str(self._progress.status(), refresh=False)
+        self._bar.set_description_str(self._status.status(), refresh=False)
         self._bar.n = event.step
         self._bar.refresh()
 

@@ -9,18 +9,18 @@ from typing import Any
 from quik_nb.events import Annotation, EpochEnd, Event, Output, PauseChanged, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views import html
-from quik_nb.views.base import Controls
+from quik_nb.views.base import RunControls
 from quik_nb.views.budget import CLOCK, Budget, Clock
 from quik_nb.views.buttons import Buttons
 from quik_nb.views.mime import Publish, new_id, to_notebook
 from quik_nb.views.output import Printer
 from quik_nb.views.static_record import record
-from quik_nb.views.status import Progress
+from quik_nb.views.status import RunStatus
 
 TABLE, CURVE, BAR = "table", "curve", "bar"
-PORTIONS = {TABLE: 0.75, CURVE: 0.17, BAR: 0.08}
+BUDGET_SHARES = {TABLE: 0.75, CURVE: 0.17, BAR: 0.08}
 """What each may spend of the time for drawing: a row for every epoch matters more than a smooth curve."""
-DUE: dict[type, dict[str, float]] = {
+REDRAWS: dict[type, dict[str, float]] = {
     # a step may spend half of the curve's account, so that enough is left when the epoch ends
     RunStart: {BAR: 1.0, TABLE: 1.0, CURVE: 1.0},
     StepEnd: {BAR: 1.0, CURVE: 0.5},
@@ -38,18 +38,18 @@ class WidgetView:
     def __init__(
         self,
         history: History,
-        controls: Controls | None = None,
+        controls: RunControls | None = None,
         title: str = "",
         clock: Clock = CLOCK,
         publish: Publish = to_notebook,
     ) -> None:
         self._history, self._controls, self._publish = history, controls, publish
-        self._progress = Progress(history, title)
+        self._status = RunStatus(history, title)
         self._printer = Printer()
-        self._budget = Budget(PORTIONS, clock)
+        self._budget = Budget(BUDGET_SHARES, clock)
         self._id = new_id()
         self._stale: dict[str, float] = {}  # how deep the account may be drawn on for each part that is out of date
-        self._board: _Board | None = None
+        self._group: WidgetGroup | None = None
         if history.rows or controls is not None:
             self._open()  # also where workers are still starting, since the cell may be over before they have begun
 
@@ -58,37 +58,37 @@ class WidgetView:
         if isinstance(event, Output):
             self._printer.show(event)
             return
-        self._progress.record(event)
-        if self._board is None:
+        self._status.record(event)
+        if self._group is None:
             self._open()
             return
         if isinstance(event, RunStart):
-            self._board.foot.value = html.foot(event.where, self._hint())
+            self._group.footer.value = html.footer(event.where, self._hint())
         if isinstance(event, PauseChanged):
-            self._pause(self._board, event.paused)
-        for kind, depth in DUE.get(type(event), {}).items():
-            self._stale[kind] = max(depth, self._stale.get(kind, 0.0))
-        self._draw(self._board)
+            self._pause(self._group, event.paused)
+        for kind, overdraft in REDRAWS.get(type(event), {}).items():
+            self._stale[kind] = max(overdraft, self._stale.get(kind, 0.0))
+        self._draw(self._group)
 
-    def _pause(self, board: "_Board", on: bool) -> None:
-        if board.buttons is not None:
-            board.buttons.show_paused(on)
-        board.parts[BAR].value = self._piece(BAR)  # whatever the budget: nothing else may come for long
+    def _pause(self, group: "WidgetGroup", on: bool) -> None:
+        if group.buttons is not None:
+            group.buttons.show_paused(on)
+        group.parts[BAR].value = self._piece(BAR)  # whatever the budget: nothing else may come for long
 
     def close(self) -> None:
         """Put the static record in place of the widgets, and close them."""
-        if self._board is None:
+        if self._group is None:
             return
-        self._progress.closed = True
-        self._publish(record(self._history, self._progress.summary()), self._id, update=True)
-        self._board.close()
-        self._board = None
+        self._status.closed = True
+        self._publish(record(self._history, self._status.summary()), self._id, update=True)
+        self._group.close()
+        self._group = None
 
     def _open(self) -> None:
-        where = self._progress.start.where if self._progress.start else ""
+        where = self._status.start.where if self._status.start else ""
         buttons = Buttons(self._controls) if self._controls else None
-        self._board = _Board(self._pieces(), html.foot(where, self._hint()), buttons)
-        bundle = {VIEW_MIME: self._board.view, "text/plain": NO_WIDGETS}
+        self._group = WidgetGroup(self._pieces(), html.footer(where, self._hint()), buttons)
+        bundle = {VIEW_MIME: self._group.view, "text/plain": NO_WIDGETS}
         self._publish(bundle, self._id, update=False)
 
     def _hint(self) -> str:
@@ -98,27 +98,27 @@ class WidgetView:
         return {kind: self._piece(kind) for kind in (BAR, TABLE, CURVE)}
 
     def _piece(self, kind: str) -> str:
-        epochs = self._progress.start.epochs if self._progress.start else None
+        epochs = self._status.start.epochs if self._status.start else None
         match kind:
             case "table":
                 return html.rows(self._history, epochs)
             case "curve":
                 return html.curve(self._history, epochs)
             case _:
-                return html.bar(self._progress)
+                return html.bar(self._status)
 
-    def _draw(self, board: "_Board") -> None:
+    def _draw(self, group: "WidgetGroup") -> None:
         for kind in (TABLE, BAR, CURVE):
             if kind in self._stale and self._budget.allows(kind, self._stale[kind]):
                 with self._budget.spend(kind):
-                    board.parts[kind].value = self._piece(kind)
+                    group.parts[kind].value = self._piece(kind)
                 del self._stale[kind]
 
 
-class _Board:
-    """The widgets: three parts that change, a foot that stays, buttons where there is someone to hear them."""
+class WidgetGroup:
+    """The widgets: three parts that change, a footer that stays, buttons where there is someone to hear them."""
 
-    def __init__(self, pieces: dict[str, str], foot: str, buttons: Buttons | None) -> None:
+    def __init__(self, pieces: dict[str, str], footer: str, buttons: Buttons | None) -> None:
         from ipywidgets import HTML, Box
 
         # one layout and one style for all parts: each model of its own costs a message when it opens and when it closes
@@ -126,10 +126,10 @@ class _Board:
         shared = {"layout": first.layout, "style": first.style}
         self.parts: dict[str, Any] = {BAR: first}
         self.parts |= {kind: HTML(pieces[kind], **shared) for kind in (TABLE, CURVE)}
-        self.foot = HTML(foot, _dom_classes=("quik-wide",), **shared)
+        self.footer = HTML(footer, _dom_classes=("quik-wide",), **shared)
         self.buttons = buttons
         row = [Box(buttons.widgets, _dom_classes=("quik-wide", "quik-buttons"))] if buttons else []
-        children = (self.parts[BAR], *row, self.parts[TABLE], self.parts[CURVE], self.foot)
+        children = (self.parts[BAR], *row, self.parts[TABLE], self.parts[CURVE], self.footer)
         self._box = Box(children, layout=first.layout, _dom_classes=("quik-view",))
 
     @property
@@ -139,7 +139,7 @@ class _Board:
 
     def close(self) -> None:
         """Close every model, their layouts and styles too, so that none is saved with the notebook."""
-        for part in (*self.parts.values(), self.foot):
+        for part in (*self.parts.values(), self.footer):
             part.value = ""  # nbclient saves the state of closed widgets as well: let there be nothing in it
         for model in {id(model): model for model in _models(self._box)}.values():
             model.close()

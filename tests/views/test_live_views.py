@@ -296,7 +296,7 @@ def test_a_rate_that_is_none_is_not_passed_on(page: Any, make_events: Make, word
     answer = said.value
     view.close()
 
-    assert f"'{words}' is no learning rate; type a number above 0, such as 3e-4" == answer
+    assert f"'{words}' is no learning rate; use a number above 0, such as 3e-4" == answer
     assert [] == controls.asked
 
 

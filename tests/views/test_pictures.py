@@ -1,9 +1,9 @@
 """The curve: a pure function of the rows, as SVG, as PNG and as a figure."""
 
 import io
-import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import run
 from typing import Any
 from xml.etree import ElementTree
@@ -246,7 +246,7 @@ def test_pyplot_is_never_loaded() -> None:
     code = f"""
 import sys, types, importlib, pathlib
 package = types.ModuleType("quik_nb")
-package.__path__ = [{re.sub("/views/.*", "", picture.__file__)!r}]
+package.__path__ = [{str(Path(picture.__file__).parents[1])!r}]
 sys.modules["quik_nb"] = package
 import quik_nb.views
 for file in pathlib.Path(quik_nb.views.__path__[0]).glob("*.py"):

@@ -12,7 +12,7 @@ from PIL import Image
 from quik_nb.events import EpochEnd, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views.static_record import record
-from quik_nb.views.status import Progress
+from quik_nb.views.status import RunStatus
 
 Make = Callable[..., Any]
 
@@ -69,12 +69,12 @@ def test_a_record_of_nothing_is_one_line() -> None:
 
 def summary(history: History, *events: Any, title: str = "", closed: bool = True) -> str:
     """How a run with these events is summed up."""
-    progress = Progress(history, title)
+    run_status = RunStatus(history, title)
     for event in events:
         history.record(event)
-        progress.record(event)
-    progress.closed = closed
-    return progress.summary()
+        run_status.record(event)
+    run_status.closed = closed
+    return run_status.summary()
 
 
 START = RunStart(0, 10, 50, "here")
@@ -109,30 +109,30 @@ def test_the_summary_of_a_failed_run_says_why(make_history: Make) -> None:
 def test_the_time_left_comes_from_the_epochs_of_this_run(make_history: Make, make_row: Make) -> None:
     """Half of epoch 3 of 10 at 50 steps/s, and six more of the 61 seconds that the last one took."""
     history = make_history(2)
-    progress = Progress(history)
+    run_status = RunStatus(history)
     for event in (RunStart(2, 10, 100, ""), EpochEnd(make_row(2)), StepEnd(3, 50, 100, 0.5, 50.0)):
         history.record(event)
-        progress.record(event)
+        run_status.record(event)
 
-    assert 1 + 6 * 61.0 == progress.seconds_left()
-    assert "epoch 3 (4 of 10) · 06:07 left · train loss 0.5000 · 50 steps/s" == progress.status()
+    assert 1 + 6 * 61.0 == run_status.seconds_left()
+    assert "epoch 3 (4 of 10) · 06:07 left · train loss 0.5000 · 50 steps/s" == run_status.status()
 
 
 def test_between_epochs_loss_and_pace_stay(make_history: Make, make_row: Make) -> None:
     """After epoch 2 of 10 the line says how long the other seven take, with the loss and the pace of the last step."""
     history = make_history(2)
-    progress = Progress(history)
+    run_status = RunStatus(history)
     for event in (RunStart(2, 10, 100, ""), StepEnd(2, 99, 100, 0.5, 50.0), EpochEnd(make_row(2))):
         history.record(event)
-        progress.record(event)
+        run_status.record(event)
 
-    assert "epoch 3 (4 of 10) · 07:07 left · train loss 0.5000 · 50 steps/s" == progress.status()
-    assert 0.0 == progress.share
+    assert "epoch 3 (4 of 10) · 07:07 left · train loss 0.5000 · 50 steps/s" == run_status.status()
+    assert 0.0 == run_status.share
 
 
 def test_a_view_that_joins_a_run_on_its_way_knows_its_epoch(make_history: Make) -> None:
     """Without the run's start the status still names the epoch."""
-    progress = Progress(make_history(2))
-    progress.record(StepEnd(7, 5, None, 0.5, 0.25, phase="valid"))
+    run_status = RunStatus(make_history(2))
+    run_status.record(StepEnd(7, 5, None, 0.5, 0.25, phase="valid"))
 
-    assert "epoch 7 · validating · train loss 0.5000 · 4.0 s/step" == progress.status()
+    assert "epoch 7 · validating · train loss 0.5000 · 4.0 s/step" == run_status.status()

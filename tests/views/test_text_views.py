@@ -148,7 +148,7 @@ NOTEBOOK, BARE, TERMINAL = FrontEnd(True, True), FrontEnd(True, False), FrontEnd
         ("auto", TERMINAL, "text", "no notebook kernel"),
         ("widget", TERMINAL, "text", "view='widget' was asked for, but"),
         ("text", NOTEBOOK, "text", "was asked for"),
-        (False, NOTEBOOK, "quiet", "draws nothing"),
+        (False, NOTEBOOK, "null", "draws nothing"),
     ],
 )
 def test_the_choice_has_its_reason(view: Any, front_end: FrontEnd, kind: str, words: str) -> None:
@@ -160,9 +160,9 @@ def test_the_choice_has_its_reason(view: Any, front_end: FrontEnd, kind: str, wo
 
 
 @pytest.mark.parametrize("view", ["wigdet", True, None, 3])
-def test_an_unknown_view_is_refused_with_what_to_type(view: Any) -> None:
+def test_an_unknown_view_is_refused_with_what_to_use(view: Any) -> None:
     """A typo gets the near word, anything else the list."""
-    with pytest.raises(RecipeError, match=r"(?s)view=.* is not known.*Type view='auto'") as caught:
+    with pytest.raises(RecipeError, match=r"(?s)view=.* is not known.*Use view='auto'") as caught:
         choose(view, History())
     assert view != "wigdet" or "did you mean 'widget'?" in str(caught.value)
 
