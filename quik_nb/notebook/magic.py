@@ -1,6 +1,6 @@
 """The magic: `%quik_train session --epochs 5` trains; above a cell, `%%quik_train session` makes it the training step.
 
-It parses and delegates: options are those of `arguments`, the work is `session.train()`. What was typed wrong in the
+It parses and delegates: options are those of `cli_options`, the work is `session.train()`. What was typed wrong in the
 line is told in one line; what goes wrong in the training is shown as from `session.train()` itself.
 """
 
@@ -16,7 +16,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from quik_nb.errors import RecipeError, suggest
 from quik_nb.notebook.cell_step import step_source
-from quik_nb.recipe.cli_options import CHOICES, Parser, add_arguments, option, settings_from
+from quik_nb.recipe.cli_options import Parser, add_arguments, settings_from, value_words
 from quik_nb.session.run import Run
 from quik_nb.session.session import QuikSession
 
@@ -65,15 +65,18 @@ class QuikMagics(Magics):
         %quik_train --help lists the options.
         """
         __tracebackhide__ = True
+
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:  # a quote is open
             raise UsageError(f"%{NAME}: {error} in {line!r}") from None
+
         known = parser()
         namespace = known.parse_args(words)
         if namespace.help:
             known.print_help()
             return None
+
         session = found(namespace.session, self.shell.user_ns)
         settings = checked(session, settings_from(namespace))
         if cell is not None:
@@ -90,10 +93,11 @@ def found(name: str | None, namespace: Mapping[str, Any]) -> QuikSession:
     """The session of this name."""
     known = sessions(namespace)
     if name is None:
-        choice = (
-            f"there is {', '.join(known)}" if known else "there is none yet, so make one: session = QuikSession(...)"
-        )
-        raise UsageError(f"%{NAME}: which session? {choice}. Type {USAGE}.")
+        choice = "there is none yet, so make one: session = QuikSession(...)"
+        if known:
+            choice = f"there is {', '.join(known)}"
+        raise UsageError(f"%{NAME}: which session? {choice}. Use {USAGE}.")
+
     if name in known:
         return known[name]
     if name in namespace:
@@ -145,9 +149,9 @@ def candidates(typed: str, begun: str, shell: InteractiveShell) -> Iterable[str]
     """All that may stand where `begun` was begun, after what was typed."""
     if begun.startswith("-"):
         return parser().options
-    last = typed.split()[-1:]
-    choices = (words for name, words in CHOICES.items() if [option(name)] == last)
-    return next(choices, sessions(shell.user_ns))
+
+    words = value_words(typed.split()[-1]) if typed.strip() else ()
+    return words or sessions(shell.user_ns)
 
 
 def load(shell: InteractiveShell) -> None:

@@ -4,32 +4,19 @@
     add_arguments(parser)                                    # --epochs 5 --batch-size 256 --gpus 4 ...
     session = QuikSession.from_args(parser.parse_args())
 
-Options are made from the fields of `Settings`, so that a setting is defined once. What a value may be is checked by
-`Settings` as well; here it is only read.
+Options are made from the descriptions in `settings.py`, so that a setting is described once. What a value may be is
+checked by `Settings` as well; here it is only read.
 """
 
 import argparse
-import typing
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from typing import Any, NoReturn
 
 from quik_nb.errors import suggest
-from quik_nb.recipe.settings import PRECISIONS, START_METHODS, VIEWS, Settings, setting_names
-
-ALIASES = {"processes": ("--gpus",)}
-"""Further names of an option: what scripts for several GPUs call it."""
-
-CHOICES: Mapping[str, Sequence[str]] = {
-    "precision": PRECISIONS,
-    "start_method": START_METHODS,
-    "view": [str(view).lower() for view in VIEWS],
-    "output": ("logger", "all"),
-    "processes": ("auto",),
-}
-"""Words that a value may be, for help and completion."""
+from quik_nb.recipe.kinds import PAIR, Kind
+from quik_nb.recipe.settings import SETTINGS, Settings
 
 
 def add_arguments(parser: ArgumentParser, defaults: Settings | None = None) -> ArgumentParser:
@@ -44,19 +31,20 @@ def add_arguments(parser: ArgumentParser, defaults: Settings | None = None) -> A
     {'lr': 0.0003, 'processes': 4, 'save': False}
     """
     group = parser.add_argument_group("settings of the training")
-    hints = typing.get_type_hints(Settings)
-    for field in fields(Settings):
-        doc = field.metadata["doc"].replace("%", "%%")
-        default = getattr(defaults, field.name, None)
+    for name, setting in SETTINGS.items():
+        doc = setting.doc.replace("%", "%%")
+        default = getattr(defaults, name, None)
         if default not in (None, ""):
             doc += f" (default: {_shown(default)})"
+
         # no default here: what was not given is None, so that the session's own value stays
-        how: dict[str, Any] = {"dest": field.name, **_reading(field.name, hints[field.name])}
+        reading: dict[str, Any] = {"dest": name, **_reading(setting.kind)}
         with suppress(argparse.ArgumentError):  # the parser's owner has an option of this name: theirs counts
-            group.add_argument(option(field.name), *ALIASES.get(field.name, ()), **how, help=doc)
-        if "_" in field.name:  # as in Python, for those who type it so
+            group.add_argument(option(name), *setting.options, **reading, help=doc)
+        if "_" in name:  # also as it is written in Python
             with suppress(argparse.ArgumentError):
-                group.add_argument(f"--{field.name}", **how, help=SUPPRESS)
+                group.add_argument(f"--{name}", **reading, help=SUPPRESS)
+
     with suppress(argparse.ArgumentError):
         group.add_argument("--no-view", dest="view", action="store_const", const=False, help=SUPPRESS)
     return parser
@@ -64,10 +52,8 @@ def add_arguments(parser: ArgumentParser, defaults: Settings | None = None) -> A
 
 def settings_from(namespace: Namespace) -> dict[str, Any]:
     """The settings that were given on the command line, by name; what is None counts as not given."""
-    given = {name: getattr(namespace, name, None) for name in setting_names()}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
-    }
+    given = {name: getattr(namespace, name, None) for name in SETTINGS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def option(name: str) -> str:
@@ -79,32 +65,45 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _reading(name: str, hint: Any) -> dict[str, Any]:
-    """How argparse reads a value of this type; None in a type says that it may be left out, which any option may."""
-    kinds = frozenset(typing.get_args(hint) or (hint,)) - {type(None)}
-    if kinds == {tuple[float, float]}:
-        return {"type": float, "nargs": 2, "metavar": "X"}
-    readings: dict[frozenset[Any], dict[str, Any]] = {
-        frozenset({bool}): {"action": BooleanOptionalAction},
-        frozenset({int}): {"type": int, "metavar": "N"},
-        frozenset({float}): {"type": float, "metavar": "X"},
-        frozenset({int, str}): {"type": _number_or_word, "metavar": "N|TEXT"},
-        frozenset({bool, str}): {"type": _word_or_false},
-    }
-    words = {"metavar": "|".join(CHOICES[name])} if name in CHOICES else {"metavar": "TEXT"}
-    return {**words, **readings.get(kinds, {})} if kinds != {bool} else readings[kinds]
+def value_words(text: str) -> tuple[str, ...]:
+    """The words that an option takes, for completion; none where it takes numbers or any text.
+
+    >>> value_words("--start-method")
+    ('forkserver', 'fork', 'spawn')
+    """
+    found = (setting.kind.words for name, setting in SETTINGS.items() if text in (option(name), *setting.options))
+    return next(found, ())
 
 
-def _number_or_word(text: str) -> int | str:
-    return int(text) if text.lstrip("+-").isdigit() else text
+def _reading(kind: Kind) -> dict[str, Any]:
+    """How argparse reads values of a kind."""
+    if kind.is_switch:
+        return {"action": BooleanOptionalAction}
+    reading = {"type": _reader(kind), "metavar": kind.metavar}
+    if kind is PAIR:
+        return {**reading, "nargs": "+", "action": _Joined}
+    return reading
 
 
-def _word_or_false(text: str) -> str | bool:
-    return False if text.lower() == "false" else text
+def _reader(kind: Kind) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind.from_text(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} {kind.problem}") from None
+
+    return read
+
+
+class _Joined(Action):
+    """Puts the parts of a value together, so that "0.9, 0.99", "0.9,0.99" and 0.9 0.99 mean the same."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, tuple(number for part in values for number in part))
 
 
 def _shown(value: Any) -> str:
-    """A default in the way it would be typed."""
+    """A default as it is given on a command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -136,4 +135,4 @@ class Parser(ArgumentParser):
         options = [word.partition("=")[0] for word in words if word.startswith("-")]
         yield from (f"there is no option {name}: {suggest(name, self.options)}" for name in options)
         if not options:
-            yield f"nothing is known to do with {' '.join(words)!r}"
+            yield f"unexpected argument: {' '.join(words)!r}"

@@ -1,7 +1,7 @@
 """The samples of a split, as they were handed in: tensors in memory, a map-style dataset, or a stream of batches.
 
 `as_source` turns everything that `add_data` takes into one of the three, and says what is wrong with the rest.
-What is not here: batches, shuffling and ranks (`training/data.py`).
+What is not here: batches, shuffling and ranks (`training/data/`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from torch.utils.data import (
 
 from quik_nb.errors import RecipeError
 from quik_nb.recipe import dataframes
-from quik_nb.recipe.settings import plain
+from quik_nb.recipe.kinds import plain
 
 SPLITS = ("train", "valid", "test")
 
@@ -153,7 +153,7 @@ def as_source(
         labelled: False where a DataFrame need not have the target column.
 
     Raises:
-        RecipeError: the data cannot be used as it is; the message says what to type instead.
+        RecipeError: the data cannot be used as it is; the message says what to pass instead.
 
     >>> source = as_source((torch.zeros(10, 3), torch.zeros(10)), "train")
     >>> len(source), source.row_bytes
@@ -351,7 +351,7 @@ def split_off(
         left = f", of which {total:,} are left" if whole != total else ""
         raise RecipeError(
             f"{name}={part} of {whole:,} samples{left}, leaves one of the splits empty: "
-            f"type a share such as {name}=0.2, or a number of samples below {total:,}."
+            f"use a share such as {name}=0.2, or a number of samples below {total:,}."
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     parts = order[count:].sort().values, order[:count].sort().values

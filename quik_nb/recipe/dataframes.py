@@ -58,7 +58,7 @@ def labels(frame: Any, target: Any, split: str) -> Any:
     if target is None:
         raise RecipeError(
             f"{split} is a DataFrame, and which column to predict was not said: "
-            f"type add_data({split}=frame, target={str(columns[-1])!r}) with the name of yours."
+            f"use add_data({split}=frame, target={str(columns[-1])!r}) with the name of yours."
         )
     if isinstance(target, tuple | list | set) and target not in columns:
         raise RecipeError(

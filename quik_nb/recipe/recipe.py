@@ -1,7 +1,7 @@
 """What to train: a frozen record of the parts as PyTorch names them.
 
-The session changes it part by part. What is not here: whether the parts fit together (`checks.py`), where to train
-(`placement.py`) and the training (`training/`).
+The session changes it part by part. What is not here: whether the parts fit together (`validate.py`), where to train
+(`launch/placement.py`) and the training (`training/`).
 """
 
 import inspect
@@ -131,7 +131,7 @@ class Scheduler(Spec):
         if steps_per_epoch is None:
             raise RecipeError(
                 f"set_scheduler: {self.name} counts steps, and this stream does not know its length: "
-                f"type set_scheduler({self.name}, {name}=...)."
+                f"use set_scheduler({self.name}, {name}=...)."
             )
         return {name: max(1, epochs * steps_per_epoch - done)}
 
@@ -173,19 +173,19 @@ class Recipe(ByValue):
         return str(keywords.get("reduction", getattr(self.criterion, "reduction", "mean")))
 
     @property
-    def gives_loss(self) -> bool:
+    def loss_from_model(self) -> bool:
         """Whether the loss can come without a criterion: dict batches, or a step of the user's own."""
         return self.step is not None or not isinstance(self.train, Tensors) or self.train.names is not None
 
-    def missing(self) -> dict[str, str]:
-        """What to type for each part that is needed and not set, by the part's name."""
+    def missing_steps(self) -> dict[str, str]:
+        """The call that sets each part that is needed and not set, by the part's name."""
         calls = {
             "train": "add_data(train=(x, y), valid=0.2)",
             "model": "add_model(Net())",
             "criterion": "set_criterion(nn.CrossEntropyLoss)",
             "optimizer": "set_optimizer(optim.AdamW)",
         }
-        if self.gives_loss and self.train is not None:
+        if self.loss_from_model and self.train is not None:
             del calls["criterion"]
         return {part: call for part, call in calls.items() if getattr(self, part) is None}
 

@@ -1,7 +1,7 @@
 """Whether the parts of a recipe fit together, found out before anything starts; every fault is told at once.
 
-Each check gives sentences of three parts: what was given, why it cannot be used, what to type instead. What only shows
-when a batch goes through the model is said there (`training/step.py`).
+Each check gives sentences of three parts: what was given, why it cannot be used, what to use instead. What only shows
+when a batch goes through the model is said there (`training/forward.py`).
 """
 
 import inspect
@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from quik_nb.errors import RecipeError, suggest
 from quik_nb.recipe.data import Source, Tensors
+from quik_nb.recipe.kinds import is_number
 from quik_nb.recipe.recipe import FLOAT_TARGETS, Recipe, Spec, fits, label_tensor
-from quik_nb.recipe.settings import is_number
 
 CLASS_TARGETS = (nn.CrossEntropyLoss, nn.NLLLoss)
 """Criteria that take class numbers."""
@@ -27,11 +27,11 @@ def check(recipe: Recipe, own_loop: bool = False) -> None:
         recipe: what is to be trained.
         own_loop: whether a loop of the user's own trains it, which may do what ours does not.
     """
-    missing, found = recipe.missing(), list(faults(recipe, own_loop))
+    missing, found = recipe.missing_steps(), list(faults(recipe, own_loop))
     parts = []
     if missing:
         lines = "\n".join(f"    .{call}" for call in missing.values())
-        parts.append(f"This session cannot train yet; still to type:\n{lines}")
+        parts.append(f"This session cannot train yet; missing:\n{lines}")
     if found:
         parts.append("These do not fit:\n" + "\n".join(f"    {fault}" for fault in found))
     if parts:
@@ -72,7 +72,7 @@ def _keywords(step: str, spec: Spec, filled: Sequence[str] = (), given: Sequence
     absent = [n for n in needed if n not in spec.keywords and n not in given]
     if absent:
         words = ", ".join(f"{name}=..." for name in absent)
-        yield f"{step}: {spec.name} needs {', '.join(absent)}: type {step}({spec.name}, {words})"
+        yield f"{step}: {spec.name} needs {', '.join(absent)}: use {step}({spec.name}, {words})"
 
 
 def _optimizer(recipe: Recipe, own_loop: bool) -> Iterator[str]:
@@ -127,7 +127,7 @@ def _model(recipe: Recipe, model: nn.Module) -> Iterator[str]:
     elif not trained:
         yield f"add_model: {name} has no parameter that can be trained: switch some on with requires_grad_(True)"
     elif frozen and all(fits(parameter, frozen) for parameter in trained):
-        yield f"freeze={frozen!r} leaves no parameter of {name} to train: name less"
+        yield f"freeze={frozen!r} freezes every parameter of {name}: use a narrower pattern"
 
 
 def _names(recipe: Recipe, model: nn.Module) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a session has tried: a line for each call of train(), with the settings changed since the one before."""
+"""The runs of a session: a record for each call of train(), with the settings changed since the one before."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,17 +9,15 @@ from quik_nb.events import Row
 from quik_nb.history import History, score
 from quik_nb.recipe.data import SPLITS
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.settings import SETTINGS
 from quik_nb.session.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_COMPARED = ("name", "view", "base_dir", "data_date", "output", "timeout")
-"""Settings that do not change what is learned."""
-
 
 @dataclass
-class Attempt:
+class RunRecord:
     """One call of train()."""
 
     settings: Mapping[str, str]
@@ -28,9 +26,9 @@ class Attempt:
     """the epoch it began with"""
     history: History
     run: Run | None
-    """None once a later attempt was made: an error that it ended with may hold on to all that was computed then"""
+    """None once a later run was started: an error that it ended with may hold on to all that was computed then"""
     changed: str = ""
-    """what differs from the attempt before"""
+    """what differs from the run before"""
     rows: list[Row] | None = None
     """None until it is over"""
     ended: str = ""
@@ -42,11 +40,11 @@ class Attempt:
 
     @property
     def own(self) -> list[Row]:
-        """The rows of this attempt, also while it runs."""
+        """The rows of this run, also while it runs."""
         return [row for row in self.history if row.epoch >= self.first] if self.rows is None else self.rows
 
     def settle(self) -> None:
-        """Keep the rows of this attempt, which a later one may go on from."""
+        """Keep the rows of this run, which a later one may go on from."""
         self.rows = self.own
 
     def let_go(self) -> None:
@@ -55,20 +53,24 @@ class Attempt:
 
 
 def described(recipe: Recipe) -> dict[str, str]:
-    """The parts of a recipe and its settings in words."""
+    """The parts of a recipe in words, and its settings without those of the screen and the files, by name."""
     parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion, "optimizer": recipe.optimizer}
+
     for split in SPLITS:
         source = getattr(recipe, split)
         with suppress(TypeError):  # a stream may not know
             parts[split] = None if source is None else f"{len(source):,} samples"
+
     parts |= {"scheduler": recipe.scheduler, "metrics": ", ".join(recipe.metrics) or None}
     parts["step"] = None if recipe.step is None else getattr(recipe.step, "__name__", "own")
     parts = {name: value for name, value in parts.items() if value is not None}
-    return {name: f"{value}" for name, value in {**parts, **vars(recipe.settings)}.items() if name not in NOT_COMPARED}
+
+    settings = {n: v for n, v in vars(recipe.settings).items() if SETTINGS[n].scope != "screen"}
+    return {name: f"{value}" for name, value in {**parts, **settings}.items()}
 
 
 def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
-    """The settings that differ, as they would be typed.
+    """The settings that differ, as one would write them.
 
     >>> difference({"lr": "0.1", "seed": "1"}, {"lr": "0.2", "seed": "1"})
     'lr=0.2'
@@ -79,23 +81,23 @@ def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
     return ", ".join([*changed, *(f"no {name}" for name in before if name not in now)])
 
 
-def table(attempts: list[Attempt]) -> "pd.DataFrame":
-    """One line for each attempt: epochs, the best loss and where, seconds, state, and what was changed."""
+def table(records: list[RunRecord]) -> "pd.DataFrame":
+    """One line for each run: epochs, the best loss and where, seconds, state, and what was changed."""
     import pandas as pd
 
     lines: list[dict[str, Any]] = []
-    for number, attempt in enumerate(attempts):
-        rows = attempt.own
+    for number, record in enumerate(records):
+        rows = record.own
         best = History(rows).best  # a row without its validation is no match for one with it
         lines.append(
             {
                 "run": number,
-                "state": attempt.state,
+                "state": record.state,
                 "epochs": f"{rows[0].epoch}-{rows[-1].epoch}" if rows else "none",
                 "best_epoch": None if best is None else best.epoch,
                 "best_loss": None if best is None else score(best),
                 "time": sum(row.time for row in rows),
-                "changed": attempt.changed,
+                "changed": record.changed,
             }
         )
     columns = ["run", "state", "epochs", "best_epoch", "best_loss", "time", "changed"]

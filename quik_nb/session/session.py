@@ -23,7 +23,7 @@ from quik_nb.recipe.cli_options import settings_from
 from quik_nb.recipe.data import SPLITS, Source, as_source
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe
-from quik_nb.recipe.settings import Settings
+from quik_nb.recipe.settings import Settings, settings_doc
 from quik_nb.recipe.validate import check
 from quik_nb.session.summary import summary_html, summary_text
 from quik_nb.session.training_runs import Runs
@@ -39,7 +39,7 @@ class QuikSession(Runs):
     """A training, put together step by step; the steps can come in any order, and a step done again replaces its part.
 
     Args:
-        settings: `epochs`, `batch_size`, `lr`, `seed`, ...: `quik_nb.Settings` lists all with their units.
+        settings: by name, such as `epochs=5`; all of them are listed below.
 
     Raises:
         RecipeError: a setting does not exist or has a value that cannot be used.
@@ -172,7 +172,7 @@ class QuikSession(Runs):
 
     def _checked(self, what: str, *parts: str) -> Recipe:
         """The recipe, with the weights of the last row, if these parts are set."""
-        calls = [call for part, call in self._recipe.missing().items() if part in parts]
+        calls = [call for part, call in self._recipe.missing_steps().items() if part in parts]
         if calls:
             raise RecipeError(f"{what} needs more; still to type: " + ", ".join(f".{call}" for call in calls))
         self._tell_failure()
@@ -322,3 +322,4 @@ class QuikSession(Runs):
 QuikSession.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what Shift-Tab shows in a notebook
     list(inspect.signature(Settings).parameters.values())
 )
+QuikSession.__doc__ = f"{QuikSession.__doc__}\n{settings_doc()}"

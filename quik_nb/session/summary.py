@@ -1,7 +1,7 @@
 """A session in words: what is set, what is missing, how large it is. Text for a terminal, a table for a notebook."""
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -12,11 +12,8 @@ from quik_nb.errors import QuikError
 from quik_nb.history import History
 from quik_nb.recipe.data import describe_source
 from quik_nb.recipe.recipe import Recipe, fits
-from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS, Settings
+from quik_nb.recipe.settings import SETTINGS, Settings
 from quik_nb.training.optimizers import optimizer_keywords
-
-ALWAYS = ("epochs", "seed", "precision")
-"""Settings that are shown whether they were set or not."""
 
 
 def summary_text(recipe: Recipe, history: History, held: int | None = None) -> str:
@@ -43,7 +40,7 @@ def summary_html(recipe: Recipe, history: History, held: int | None = None) -> s
 
 
 def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple[str, str]]:
-    settings, missing = recipe.settings, recipe.missing()
+    settings, missing = recipe.settings, recipe.missing_steps()
     for split in ("train", "valid", "test"):
         source = getattr(recipe, split)
         if source is not None:
@@ -77,12 +74,13 @@ def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple
 
 def _settings(settings: Settings) -> str:
     """Those that matter to everyone, and all that were set; what other lines show already is left out."""
-    shown = {name: getattr(settings, name) for name in ALWAYS}
-    for field in fields(Settings):
-        value = getattr(settings, field.name)
-        if value != field.default and field.name not in ("batch_size", *OPTIMIZER_DEFAULTS):
-            shown[field.name] = value
-    return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+    def is_shown(name: str) -> bool:
+        setting = SETTINGS[name]
+        was_set = getattr(settings, name) != setting.default
+        return setting.in_summary == "always" or (was_set and setting.in_summary == "if changed")
+
+    return ", ".join(f"{name}={getattr(settings, name)!r}" for name in SETTINGS if is_shown(name))
 
 
 def _model(model: nn.Module, freeze: str | None) -> str:

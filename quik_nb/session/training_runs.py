@@ -25,7 +25,7 @@ from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS
 from quik_nb.recipe.validate import check
 from quik_nb.session.recipe_builder import Steps
 from quik_nb.session.run import Interrupts, Run
-from quik_nb.session.run_log import Attempt, described, difference, table
+from quik_nb.session.run_log import RunRecord, described, difference, table
 from quik_nb.storage.run_state import State
 from quik_nb.training.carry_over import base_rate, carried, same_loss
 from quik_nb.training.progress import Snapshot
@@ -49,7 +49,7 @@ class Runs(Steps):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._state = State()
-        self._attempts: list[Attempt] = []
+        self._attempts: list[RunRecord] = []
         self._listeners: list[tuple[str, Callable[[Any], None]]] = []
         self._run: Run | None = None
         if Machine.detect().gpus > 1 or self.settings.processes not in ("auto", 1):
@@ -185,7 +185,7 @@ class Runs(Steps):
         changed = difference(before, words)
         for attempt in self._attempts:
             attempt.let_go()
-        self._attempts.append(Attempt(words, progress.epoch, state.history, run, changed))
+        self._attempts.append(RunRecord(words, progress.epoch, state.history, run, changed))
         return run
 
     def _settle(self, outcome: Snapshot | None) -> None:

@@ -38,7 +38,7 @@ def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: 
         progress = replace(progress, optimizer=None, scheduler=None, schedule_end=0)
     elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
         progress = replace(progress, scheduler=None, schedule_end=0)
-    batches = old.settings.batch_size == new.settings.batch_size and old.settings.seed == new.settings.seed
+    batches = old.settings.same_batches(new.settings)
     given_up = other_weights and progress.step > 0
     if given_up or not batches or old.train is None or new.train is None or not alike(old.train, new.train):
         progress = progress.at_epoch()

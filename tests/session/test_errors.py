@@ -19,7 +19,7 @@ Change = Callable[[QuikSession], object]
 
 
 def test_every_missing_step_in_one_message() -> None:
-    """An empty session lists all that is still to type."""
+    """An empty session lists all that is missing."""
     with pytest.raises(RecipeError) as caught:
         quiet().train()
 
@@ -63,9 +63,9 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "metric": (lambda s: s.set_metrics(accuracy=0.9), "accuracy=0.9 is no function"),
     "metric class": (lambda s: s.set_metrics(error=nn.MSELoss), "instance such as"),
     "step": (lambda s: s.set_step("step"), "takes a function"),
-    "setting by another name": (lambda s: QuikSession(learning_rate=0.1), "'learning_rate': type lr=1e-3"),
+    "setting by another name": (lambda s: QuikSession(learning_rate=0.1), "'learning_rate': use lr=0.1"),
     "setting that is a keyword": (lambda s: QuikSession(momentum=0.9), r"set_optimizer\(optim.SGD, momentum=0.9\)"),
-    "switch": (lambda s: s.train(save="yes"), "save='yes' is a switch: type save=True or save=False"),
+    "switch": (lambda s: s.train(save="yes"), "save='yes' must be True or False"),
     "background": (lambda s: s.train(background="no"), "background='no' is a switch"),
     "no clipping": (lambda s: s.train(clip_norm=0), "clip_norm=0 is not a number above 0"),
     "min_delta": (lambda s: s.train(min_delta=None), "min_delta=None is not a number from 0 up"),
@@ -114,7 +114,7 @@ AT_TRAINING: dict[str, tuple[Change, str]] = {
     "optimizer value": (lambda s: s.set_optimizer(optim.SGD, lr=-1.0), r"SGD\(lr=-1.0.*was refused: Invalid learning"),
     "scheduler without": (
         lambda s: s.set_scheduler(lr_scheduler.StepLR),
-        r"StepLR needs step_size: type set_scheduler\(StepLR, step_size=\.\.\.\)",
+        r"StepLR needs step_size: use set_scheduler\(StepLR, step_size=\.\.\.\)",
     ),
     "integer target": (lambda s: s.add_data(train=classes()), r"the target is int64: pass y.float\(\)"),
     "float classes": (
@@ -208,7 +208,7 @@ def test_freezing_says_which_part_is_not_there() -> None:
     """Of several names the one that fits nothing is told, and what leaves nothing is not blamed on the model."""
     with pytest.raises(RecipeError, match="freeze='0, decoder': 'decoder' fits no parameter of Sequential"):
         regression(freeze=["0", "decoder"]).train()
-    with pytest.raises(RecipeError, match=r"freeze='\*' leaves no parameter of Sequential to train"):
+    with pytest.raises(RecipeError, match=r"freeze='\*' freezes every parameter of Sequential"):
         regression(freeze="*").train()
 
 
@@ -352,7 +352,7 @@ def test_data_without_samples_in_an_epoch() -> None:
 
 @pytest.mark.parametrize("scheduler", [lr_scheduler.OneCycleLR])
 def test_a_stream_without_length_needs_the_total_of_a_schedule(scheduler: Any) -> None:
-    """Where nobody knows the number of steps, the message says which keyword to type."""
+    """Where nobody knows the number of steps, the message says which keyword to use."""
     from torch.utils.data import IterableDataset
 
     class Endless(IterableDataset[Any]):
@@ -360,7 +360,7 @@ def test_a_stream_without_length_needs_the_total_of_a_schedule(scheduler: Any) -
             return zip(*numbers(), strict=True)
 
     session = regression(epochs=1).add_data(train=Endless()).set_scheduler(scheduler, max_lr=0.1)
-    with pytest.raises(RecipeError, match=r"type set_scheduler\(OneCycleLR, total_steps="):
+    with pytest.raises(RecipeError, match=r"use set_scheduler\(OneCycleLR, total_steps="):
         session.train()
     session.set_scheduler(scheduler, max_lr=0.1, total_steps=7).train()
 

@@ -170,7 +170,7 @@ def test_data_that_are_too_large_are_not_mistaken(tmp_path: Path, monkeypatch: p
     assert ["checkpoint.pt", "history.jsonl", "recipe.pt", "state_dict_e0.pt", "state_dict_e1.pt"] == sorted(
         path.name for path in session.folder.iterdir()
     )
-    with pytest.raises(RecipeError, match=r"still to type:\n    .add_data"):
+    with pytest.raises(RecipeError, match=r"missing:\n    .add_data"):
         again.train()
 
 
