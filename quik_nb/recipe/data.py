@@ -1,6 +1,6 @@
-"""The samples of a split, as they were handed in: tensors in memory, a map-style dataset, or a stream of batches.
+"""The samples of a split, as they were passed in: tensors in memory, a map-style dataset, or a stream of batches.
 
-`as_source` turns everything that `add_data` takes into one of the three, and says what is wrong with the rest.
+`as_source` turns everything that `add_data` takes into one of the three, and raises an error for the rest.
 What is not here: batches, shuffling and ranks (`training/data/`).
 """
 
@@ -83,7 +83,7 @@ class Samples:
         return len(self.dataset)
 
     def sample(self) -> Any:
-        """One of the samples, to see what they are like; it may be drawn with chance."""
+        """One of the samples, to see what they are like; it may be drawn at random."""
         if self.batch_sampler is not None:
             return self.dataset[next(iter(self.batch_sampler))[0]]
         return self.dataset[0 if self.sampler is None else next(iter(self.sampler))]
@@ -99,7 +99,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """An `IterableDataset`, or a `DataLoader` that hands out ready batches: read in order, split among the ranks."""
+    """An `IterableDataset`, or a `DataLoader` that yields ready batches: read in order, split among the ranks."""
 
     dataset: Any
     batch_size: int | None = None
@@ -137,13 +137,13 @@ LOADER_OPTIONS = (
     "prefetch_factor",
     "multiprocessing_context",
 )
-"""What is taken over from a `DataLoader`, beside the order and size of its batches."""
+"""Keywords that are copied from a `DataLoader`, beside the order and size of its batches."""
 
 
 def as_source(
     data: Any, split: str, target: str | None = None, like: Source | None = None, labelled: bool = True
 ) -> Source:
-    """Make a source of what was handed in for a split.
+    """Make a source of what was passed in for a split.
 
     Args:
         data: tuple of tensors or arrays, a tensor, a dict of tensors, a DataFrame, a `Dataset`, a `DataLoader`.
@@ -161,6 +161,7 @@ def as_source(
     """
     if isinstance(data, Tensors | Samples | Stream):
         return data
+
     if hasattr(data, "columns") and hasattr(data, "iloc"):
         return _from_frame(data, split, target, like, labelled)
     if target is not None:
@@ -168,6 +169,7 @@ def as_source(
             f"target={target!r} names a column, but {split} is {_kind(data)}, not a DataFrame: "
             f"leave target out, or pass a DataFrame."
         )
+
     if isinstance(data, DataLoader):
         return _from_loader(data)
     if isinstance(data, TensorDataset):
@@ -182,6 +184,7 @@ def as_source(
         return _tensors(tuple(data), split)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | tuple | list):
         return _from_dataset(data, split)
+
     raise RecipeError(f"{split} is {_kind(data)}{_why_not(data)}: pass {_instead(data, split)}.")
 
 
@@ -189,14 +192,14 @@ def _why_not(data: Any) -> str:
     if isinstance(data, tuple | list) and data:
         return f" of {', '.join(sorted({type(value).__name__ for value in data}))}"
     if isinstance(data, Dataset):
-        return ", a Dataset that does not tell how many samples it has"
+        return ", a Dataset that does not know how many samples it has"
     return ", which holds no samples that can be used"
 
 
 def _instead(data: Any, split: str) -> str:
     if isinstance(data, tuple | list) and data:
         return (
-            f"one tuple of tensors, whose first dimension counts the samples, {split}=(x, more_x, y); "
+            f"one tuple of tensors, whose first dimension is the samples, {split}=(x, more_x, y); "
             f"torch.utils.data.default_collate(samples) makes that of a list of samples"
         )
     if isinstance(data, Dataset):
@@ -214,7 +217,7 @@ def _kind(value: object) -> str:
 
 def _from_dataset(data: Any, split: str) -> Samples:
     if getattr(data, "format", None) and hasattr(data, "with_format") and data.format.get("type") is None:
-        data = data.with_format("torch")  # a Hugging Face dataset gives lists until it is told
+        data = data.with_format("torch")  # a Hugging Face dataset gives lists unless another format is set
     if len(data) == 0:
         raise RecipeError(f"{split} is an empty {type(data).__name__}: there is nothing to use; pass some samples.")
     return Samples(data)
@@ -224,6 +227,7 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
     options = {name: getattr(loader, name) for name in LOADER_OPTIONS if getattr(loader, name, None)}
     if loader.num_workers and loader.persistent_workers:
         options["persistent_workers"] = True
+
     if isinstance(loader.dataset, IterableDataset):
         ready = loader.batch_size is None
         return Stream(loader.dataset, loader.batch_size, ready, drop_last=loader.drop_last, options=options)
@@ -231,6 +235,7 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
         return Stream(loader.dataset, ready=True, sampler=loader.sampler, options=options)
     if type(loader.batch_sampler) is not BatchSampler:
         return Samples(loader.dataset, batch_sampler=loader.batch_sampler, options=options)
+
     plain = type(loader.sampler) in (SequentialSampler, DistributedSampler) or (
         type(loader.sampler) is RandomSampler
         and not loader.sampler.replacement
@@ -258,6 +263,7 @@ def _tensors(values: tuple[Any, ...], split: str, names: tuple[str, ...] | None 
         raise RecipeError(
             f"{split}: {', '.join(bare)} has no dimension that counts samples; pass shape (samples, ...)."
         )
+
     lengths = [len(t) for t in tensors]
     if len(set(lengths)) > 1:
         listed = ", ".join(f"{n} has {k:,}" for n, k in zip(label, lengths, strict=True))
@@ -304,7 +310,7 @@ def alike(one: Source, other: Source) -> bool:
     if one is other:
         return True
     if not isinstance(one, Tensors) or not isinstance(other, Tensors):
-        return False  # what a dataset of the user's own holds cannot be told from outside
+        return False  # the samples of a user's dataset cannot be compared from outside
     own, others = ((*s.tensors, *(() if s.rows is None else (s.rows,))) for s in (one, other))
     if one.names != other.names or len(own) != len(others):
         return False
@@ -344,15 +350,17 @@ def split_off(
             f"{name}={part} cannot be cut from a stream, whose length and order are not known: "
             f"pass a dataset of its own, {name}=..."
         )
+
     total = len(source)
-    count = round(len(source if of is None else of) * part) if isinstance(part, float) else part
+    whole = total if of is None else len(of)
+    count = round(whole * part) if isinstance(part, float) else part
     if not 0 < count < total:
-        whole = len(source if of is None else of)
         left = f", of which {total:,} are left" if whole != total else ""
         raise RecipeError(
             f"{name}={part} of {whole:,} samples{left}, leaves one of the splits empty: "
             f"use a share such as {name}=0.2, or a number of samples below {total:,}."
         )
+
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     parts = order[count:].sort().values, order[:count].sort().values
     if isinstance(source, Tensors):
@@ -362,6 +370,7 @@ def split_off(
         raise RecipeError(
             f"{name}={part} cannot be cut from a DataLoader with a sampler of its own: pass {name}=... as well."
         )
+
     rest, cut = (replace(source, dataset=Subset(source.dataset, p.tolist())) for p in parts)
     return rest, replace(cut, shuffle=False)
 

@@ -1,7 +1,7 @@
-"""Whether two values mean the same, as those of a cell that was run again do: what decides if a training goes on.
+"""Structural equality for values from re-run cells; decides whether training continues.
 
-Tensors and arrays are compared by what they hold, functions and classes by their code: a cell that is run again makes
-them anew. Objects that make something else of `==`, as torchmetrics' do, are the same only if they are one.
+Tensors and arrays are compared element by element, functions and classes by their code, as re-running a cell creates
+new ones. Objects whose `==` gives no truth value, such as torchmetrics' metrics, are the same only if they are one.
 """
 
 import inspect
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-BY_THE_WAY = {"__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__"}
-"""What stands in a class and changes nothing of what it does."""
+NO_BEHAVIOUR = {"__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__"}
+"""Attributes of a class that change nothing of what it does."""
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values mean the same.
+    """Whether two values are equal in structure.
 
     >>> same({"weight": torch.ones(2)}, {"weight": torch.ones(2)}), same([1, 2], [1, 3])
     (True, False)
@@ -27,16 +27,18 @@ def same(one: Any, other: Any) -> bool:
     """
     try:
         return _same(one, other)
-    except RecursionError:  # things that hold each other
+    except RecursionError:  # reference cycles
         return False
 
 
 def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
-    for kind, compare in KINDS.items():
+
+    for kind, compare in COMPARISONS.items():
         if isinstance(one, kind) and isinstance(other, kind):
             return compare(one, other)
+
     equal = one == other
     return isinstance(equal, bool | np.bool_) and bool(equal)
 
@@ -67,39 +69,39 @@ def _functions(one: FunctionType, other: FunctionType) -> bool:
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
-    """What a function took from around it, without itself and the class that it is a method of."""
+    """The closure of a function, without itself and the class that it is a method of."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     found = {name: inspect.getclosurevars(function).nonlocals.get(name) for name, _ in cells}
     return {name: value for name, value in found.items() if name != "__class__" and value is not function}
 
 
 def _codes(one: CodeType, other: CodeType) -> bool:
-    """Without where it stands: a line more above it changes nothing."""
+    """Without file and line numbers: a further line above changes nothing."""
     names = ("co_name", "co_code", "co_names", "co_varnames", "co_freevars", "co_flags")
     return all(getattr(one, n) == getattr(other, n) for n in names) and _sequences(one.co_consts, other.co_consts)
 
 
 def _classes(one: type, other: type) -> bool:
-    """Those of a notebook, by what stands in them; any other class there is but once."""
+    """Classes of a notebook by their attributes; any other class exists only once."""
     if one.__module__ != "__main__" or one.__qualname__ != other.__qualname__ or one.__bases__ != other.__bases__:
         return False
-    return _mappings(*({n: v for n, v in vars(c).items() if n not in BY_THE_WAY} for c in (one, other)))
+    return _mappings(*({n: v for n, v in vars(c).items() if n not in NO_BEHAVIOUR} for c in (one, other)))
 
 
 def _wrapped(one: Any, other: Any) -> bool:
-    """Methods of a class, and properties, by the functions in them."""
+    """Static methods, class methods and properties, by the functions that they wrap."""
     parts = ("__func__",) if hasattr(one, "__func__") else ("fget", "fset", "fdel")
     return type(one) is type(other) and all(_same(getattr(one, p), getattr(other, p)) for p in parts)
 
 
 def _modules(one: nn.Module, other: nn.Module) -> bool:
-    """Those without parameters, such as a criterion; what has some is a thing of its own."""
+    """Modules without parameters, such as a criterion; a module with parameters equals only itself."""
     if any(True for module in (one, other) for _ in module.parameters()):
         return False
     return _same(type(one), type(other)) and _same(vars(one), vars(other))
 
 
-KINDS: dict[Any, Callable[[Any, Any], bool]] = {
+COMPARISONS: dict[Any, Callable[[Any, Any], bool]] = {
     Tensor: _tensors,
     np.ndarray: _arrays,
     Mapping: _mappings,

@@ -1,4 +1,4 @@
-"""Whether the parts of a recipe fit together, found out before anything starts; every fault is told at once.
+"""Whether the parts of a recipe fit together, checked before anything starts; all faults come in one message.
 
 Each check gives sentences of three parts: what was given, why it cannot be used, what to use instead. What only shows
 when a batch goes through the model is said there (`training/forward.py`).
@@ -27,13 +27,16 @@ def check(recipe: Recipe, own_loop: bool = False) -> None:
         recipe: what is to be trained.
         own_loop: whether a loop of the user's own trains it, which may do what ours does not.
     """
-    missing, found = recipe.missing_steps(), list(faults(recipe, own_loop))
+    missing = recipe.missing_steps()
+    found = list(faults(recipe, own_loop))
+
     parts = []
     if missing:
         lines = "\n".join(f"    .{call}" for call in missing.values())
         parts.append(f"This session cannot train yet; missing:\n{lines}")
     if found:
         parts.append("These do not fit:\n" + "\n".join(f"    {fault}" for fault in found))
+
     if parts:
         raise RecipeError("\n".join(parts))
 
@@ -57,7 +60,7 @@ def _keywords(step: str, spec: Spec, filled: Sequence[str] = (), given: Sequence
     """Keywords that a class or function does not take, and those that it needs and nobody gives.
 
     Args:
-        step: of the session, for the words.
+        step: of the session, for the message.
         spec: with the user's keywords.
         filled: parameters that are not the user's to give.
         given: parameters that may come from elsewhere.
@@ -65,14 +68,16 @@ def _keywords(step: str, spec: Spec, filled: Sequence[str] = (), given: Sequence
     parameters = {n: p for n, p in spec.parameters.items() if p.kind is not p.VAR_POSITIONAL and n not in filled}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+
     for keyword in spec.keywords:
         if spec.parameters and keyword not in named and not takes_any:
             yield f"{step}: {spec.name} takes no keyword {keyword!r}: {suggest(keyword, named)}"
+
     needed = [n for n in named if parameters[n].default is inspect.Parameter.empty]
     absent = [n for n in needed if n not in spec.keywords and n not in given]
     if absent:
-        words = ", ".join(f"{name}=..." for name in absent)
-        yield f"{step}: {spec.name} needs {', '.join(absent)}: use {step}({spec.name}, {words})"
+        keywords = ", ".join(f"{name}=..." for name in absent)
+        yield f"{step}: {spec.name} needs {', '.join(absent)}: use {step}({spec.name}, {keywords})"
 
 
 def _optimizer(recipe: Recipe, own_loop: bool) -> Iterator[str]:
@@ -87,13 +92,21 @@ def _optimizer(recipe: Recipe, own_loop: bool) -> Iterator[str]:
         yield from _keywords(where, group, first, list(spec.parameters))
         if not (is_number(lr := keywords.get("lr", 0.0)) and lr >= 0):
             yield f"{where}: lr={lr!r} is not a number from 0 up"
-    step = getattr(spec.target, "step", None)
-    closure = None if step is None else inspect.signature(step).parameters.get("closure")
-    if not own_loop and closure is not None and closure.default is inspect.Parameter.empty:
+
+    if not own_loop and _needs_closure(spec):
         yield (
             f"set_optimizer: {spec.name} computes the loss again and again within a step, by a closure that train() "
-            f"does not give: take another optimizer, or write that loop yourself and run it by session.traverse(loop)"
+            f"does not give: use another optimizer, or write that loop yourself and run it by session.traverse(loop)"
         )
+
+
+def _needs_closure(spec: Spec) -> bool:
+    """Whether the optimizer's step cannot be called without a function that computes the loss, as that of LBFGS."""
+    step = getattr(spec.target, "step", None)
+    if step is None:
+        return False
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _criterion(recipe: Recipe) -> Iterator[str]:
@@ -117,9 +130,10 @@ def _model(recipe: Recipe, model: nn.Module) -> Iterator[str]:
         yield f"add_model: {name} has lazy layers, whose sizes are not known yet: call it once before, as model(x[:2])"
     if any(p.is_meta for p in model.parameters()):
         yield (
-            f"add_model: the weights of {name} are on the device 'meta' and hold nothing: make it on the CPU, or give "
+            f"add_model: the weights of {name} are on the device 'meta', without values: make it on the CPU, or give "
             f"it memory with model.to_empty(device='cpu') and load weights"
         )
+
     frozen = recipe.settings.freeze
     trained = [parameter for parameter, p in model.named_parameters() if p.requires_grad]
     if not list(model.parameters()):
@@ -137,6 +151,7 @@ def _names(recipe: Recipe, model: nn.Module) -> Iterator[str]:
     patterns = [(f"set_optimizer(groups={{{p!r}: ...}})", p) for p in groups]
     if recipe.settings.freeze is not None:
         patterns.append((f"freeze={recipe.settings.freeze!r}", recipe.settings.freeze))
+
     for where, pattern in patterns:
         for part in map(str.strip, pattern.split(",")):
             if not any(fits(name, part) for name in names):
@@ -149,11 +164,13 @@ def _dtypes(recipe: Recipe, train: Tensors) -> Iterator[str]:
     if train.names is None and len(train.tensors) == 1:
         yield "add_data: train has one tensor, and a batch needs inputs and a target: pass (x, y), or set_step"
         return
+
     target = label_tensor(train)
     dtype = short(target.dtype)
     if criterion in FLOAT_TARGETS and not target.is_floating_point():
         name = getattr(criterion, "__name__", criterion)
         yield f"set_criterion: {name} compares numbers, and the target is {dtype}: pass y.float()"
+
     if criterion in CLASS_TARGETS:
         name = getattr(criterion, "__name__", criterion)
         if (target.is_floating_point() and target.ndim == 1) or target.dtype in (torch.bool, torch.int32, torch.int16):
@@ -161,7 +178,9 @@ def _dtypes(recipe: Recipe, train: Tensors) -> Iterator[str]:
         elif not target.is_floating_point() and target.ndim == 2 and target.shape[1] == 1:
             shape = f"({len(target)}, 1)"
             yield f"set_criterion: {name} takes one class number for each sample, not {shape}: pass y[:, 0]"
-    floats = {p.dtype for p in recipe.model.parameters() if p.is_floating_point()} if recipe.model else set()
+
+    parameters = [] if recipe.model is None else recipe.model.parameters()
+    floats = {p.dtype for p in parameters if p.is_floating_point()}
     for i, tensor in enumerate(train.tensors[:-1]):
         if len(floats) == 1 and tensor.is_floating_point() and tensor.dtype not in floats:
             wanted = short(next(iter(floats)))
@@ -175,6 +194,7 @@ def _further_split(train: Source | None, other: Source | None, split: str) -> It
     """Tensors that cannot be batches of the same model: found now rather than after the first epoch."""
     if not isinstance(train, Tensors) or not isinstance(other, Tensors):
         return
+
     if train.names != other.names:
         wanted, got = (", ".join(s.names) if s.names else "a tuple" for s in (train, other))
         yield f"add_data: {split} is {got}, and train is {wanted}: give both in one form"

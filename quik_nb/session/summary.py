@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from quik_nb.errors import QuikError
 from quik_nb.history import History
-from quik_nb.recipe.data import describe_source
+from quik_nb.recipe.data import Source, describe_source
 from quik_nb.recipe.recipe import Recipe, fits
 from quik_nb.recipe.settings import SETTINGS, Settings
 from quik_nb.training.optimizers import optimizer_keywords
@@ -40,20 +40,14 @@ def summary_html(recipe: Recipe, history: History, held: int | None = None) -> s
 
 
 def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple[str, str]]:
-    settings, missing = recipe.settings, recipe.missing_steps()
+    settings = recipe.settings
     for split in ("train", "valid", "test"):
         source = getattr(recipe, split)
         if source is not None:
             yield split, describe_source(source)
     if recipe.train is not None:
-        batch_size = getattr(recipe.train, "batch_size", None) or settings.batch_size
-        count = recipe.train.steps(settings.batch_size)
-        of = (
-            "as its sampler draws them"
-            if getattr(recipe.train, "batch_sampler", None)
-            else f"of {batch_size:,} samples"
-        )
-        yield "steps", f"{'unknown' if count is None else f'{count:,}'} per epoch {of}"
+        yield "steps", _steps(recipe.train, settings.batch_size)
+
     if recipe.model is not None:
         yield "model", _model(recipe.model, settings.freeze)
     if recipe.criterion is not None:
@@ -66,10 +60,20 @@ def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple
         yield "scheduler", _scheduler(recipe)
     if recipe.metrics:
         yield "metrics", ", ".join(recipe.metrics)
+
     yield "settings", _settings(settings)
     yield "history", repr(history) if held is None else f"{history!r}; weights of epoch {held}"
-    for call in missing.values():
+    for call in recipe.missing_steps().values():
         yield "missing", f".{call}"
+
+
+def _steps(train: Source, batch_size: int) -> str:
+    count = train.steps(batch_size)
+    shown = "unknown" if count is None else f"{count:,}"
+    if getattr(train, "batch_sampler", None):
+        return f"{shown} per epoch as its sampler draws them"
+    size = getattr(train, "batch_size", None) or batch_size
+    return f"{shown} per epoch of {size:,} samples"
 
 
 def _settings(settings: Settings) -> str:
@@ -86,6 +90,7 @@ def _settings(settings: Settings) -> str:
 def _model(model: nn.Module, freeze: str | None) -> str:
     if any(map(is_lazy, model.parameters())):
         return f"{type(model).__name__}, with sizes not known yet"
+
     total = sum(p.numel() for p in model.parameters())
     named = model.named_parameters()
     trained = sum(p.numel() for name, p in named if p.requires_grad and not (freeze and fits(name, freeze)))
@@ -100,5 +105,8 @@ def _scheduler(recipe: Recipe) -> str:
         filled = spec.totals(recipe.settings.epochs, steps)
     except QuikError:  # the stream's length is not known; train() says what to do
         filled = {}
-    note = f", {', '.join(f'{k}={v}' for k, v in filled.items())} filled in" if filled else ""
-    return f"{spec!r}, stepped per {'batch' if spec.per_batch else 'epoch'}{note}"
+
+    text = f"{spec!r}, stepped per {'batch' if spec.per_batch else 'epoch'}"
+    if filled:
+        text += f", {', '.join(f'{k}={v}' for k, v in filled.items())} filled in"
+    return text

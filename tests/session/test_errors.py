@@ -135,7 +135,7 @@ AT_TRAINING: dict[str, tuple[Change, str]] = {
     "frozen": (lambda s: s.add_model(network().requires_grad_(False)), "no parameter that can be trained"),
     "no parameters": (lambda s: s.add_model(nn.Flatten()), "has no parameters, so there is nothing to train"),
     "lazy": (lambda s: s.add_model(nn.LazyLinear(1)), r"lazy layers, .*call it once before, as model\(x\[:2\]\)"),
-    "meta": (lambda s: s.add_model(nn.Linear(5, 1, device="meta")), "on the device 'meta' and hold nothing"),
+    "meta": (lambda s: s.add_model(nn.Linear(5, 1, device="meta")), "on the device 'meta', without values"),
     "closure": (lambda s: s.set_optimizer(optim.LBFGS), r"by a closure .* session.traverse\(loop\)"),
     "group keyword": (
         lambda s: s.set_optimizer(optim.SGD, groups={"0": {"lrr": 0.5}}),
