@@ -1,30 +1,65 @@
-"""The one seam between a run and wherever it trains: something that hands out events and then has an outcome."""
+"""The seam between a session and wherever it trains: a launcher starts a job and gives back the running training.
 
-from collections.abc import Callable
-from typing import Protocol
+Not for how any of them does it: `in_process.py` trains in this process, `workers.py` in processes of its own, and
+`start.py` has the table of them. Nothing outside this folder knows which one runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
 
 from quik_nb.events import Event
-from quik_nb.training.commands import LocalCommands, SharedCommands
+from quik_nb.launch.placement import Placement
+from quik_nb.storage.checkpointer import Saver
+from quik_nb.training.commands import Commands
 from quik_nb.training.progress import Snapshot
+from quik_nb.training.trainer import Job
 
 
-class Launch(Protocol):
-    """A training that was started somewhere; after `close`, `outcome` is the state of the last row, in every case."""
+class Running(Protocol):
+    """A training that was launched, as a context: within it `events` trains, and after it nothing of it runs any more.
+
+        with launch(job, placement, saver) as running:
+            running.events(emit)
+        state = running.snapshot()
+
+    A training that is not to begin after all is entered and left as well, without `events`.
+    """
 
     @property
-    def commands(self) -> LocalCommands | SharedCommands: ...
+    def commands(self) -> Commands:
+        """What may be done to it on its way, from any thread; nothing any more once it is over."""
 
-    def drive(self, take: Callable[[Event], None]) -> None:
-        """Train, and hand out the events as they come up; an error of the training is raised here."""
+    @property
+    def undelivered(self) -> Sequence[Event]:
+        """Events that were sent and not emitted, as the training was cut short; known once it is over."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End all that still runs, in the thread of `events`, and bring the state back."""
+
+    def events(self, emit: Callable[[Event], None]) -> None:
+        """Train, and emit the events as they come; an error of the training, or of `emit`, is raised here."""
+
+    def snapshot(self) -> Snapshot | None:
+        """The state of the last row, at any time.
+
+        None before the first row, and while the user's own model is being trained in place.
+        """
 
     def kill(self) -> None:
-        """End it the hard way, from any thread: `drive` then raises in its own."""
+        """Kill what can be killed, from any thread; `events` then raises in its own."""
 
-    def close(self) -> list[Event]:
-        """End all that still runs, in the thread of `drive`; gives the events that it did not come to hand out."""
 
-    def peek(self) -> Snapshot | None:
-        """The state of the last row while the training goes on elsewhere; None where it is at hand already."""
+@dataclass(frozen=True)
+class Launcher:
+    """One way to train a job on the devices of a placement."""
 
-    def outcome(self) -> Snapshot | None:
-        """The state of the last row; None where no row was finished."""
+    launch: Callable[[Job, Placement, Saver | None], Running]
+    """prepares a training of the job as it is now, whatever is changed in the session afterwards"""
+    creates_processes: bool
+    """whether it makes the ranks; False where they exist already, as this process does, or those of torchrun and Ray"""

@@ -71,8 +71,8 @@ class Placement:
 
     devices: tuple[str, ...]
     """one torch device for each rank"""
-    in_process: bool
-    """True: in this process; False: in workers of their own"""
+    launcher: str
+    """the name of what starts the ranks or joins them, as in `start.LAUNCHERS`"""
     threads: int | None
     """intra-op threads of each worker; None leaves this process as it is"""
     start_method: str
@@ -118,15 +118,19 @@ def place(request: Request, machine: Machine) -> Placement:
     processes, why = _process_count(request, kind, machine)
     _check_count(processes, kind, machine)
     devices = _devices(request.device, kind, processes, machine)
-    in_process = processes == 1 and not request.background
-    threads = None if in_process else max(1, machine.cpus // processes)
-    if request.start_method == "fork" and threads is not None:
+    why = why or why_device
+
+    if processes == 1 and not request.background:
+        name = "the CPU" if devices[0] == "cpu" else devices[0]
+        reason = f"in this process on {name}: {why}"
+        return Placement(devices, "in_process", None, request.start_method, reason)
+
+    _check_start(request.start_method, machine)
+    threads = max(1, machine.cpus // processes)
+    if request.start_method == "fork":
         threads = 1  # a plain fork of a process with a started thread pool hangs with more
-    if not in_process:
-        _check_start(request.start_method, machine)
-    return Placement(
-        devices, in_process, threads, request.start_method, _reason(devices, in_process, threads, why or why_device)
-    )
+    reason = f"{_workers_in_words(devices, threads)}: {why}"
+    return Placement(devices, "workers", threads, request.start_method, reason)
 
 
 def _device_kind(device: str | None, machine: Machine) -> tuple[str, str]:
@@ -195,12 +199,8 @@ def _check_start(method: str, machine: Machine) -> None:
         )
 
 
-def _reason(devices: tuple[str, ...], in_process: bool, threads: int | None, why: str) -> str:
-    if in_process:
-        place = "the CPU" if devices[0] == "cpu" else devices[0]
-        return f"in this process on {place}: {why}"
+def _workers_in_words(devices: tuple[str, ...], threads: int) -> str:
     count = f"{len(devices)} worker{'s' if len(devices) > 1 else ''}"
-    where = (
-        f"the CPU, {threads} thread{'s' if threads != 1 else ''} each" if devices[0] == "cpu" else ", ".join(devices)
-    )
-    return f"{count} on {where}: {why}"
+    if devices[0] != "cpu":
+        return f"{count} on {', '.join(devices)}"
+    return f"{count} on the CPU, {threads} thread{'s' if threads != 1 else ''} each"

@@ -1,15 +1,30 @@
-"""`launch(job, placement)`: the training started where the placement says."""
+"""`launch(job, placement, saver)`: the training started by the launcher that the placement names.
 
-from quik_nb.launch.base import Launch
+A further launcher is a line in `LAUNCHERS`, and a rule in `placement.py` that chooses it.
+"""
+
+from quik_nb.launch.base import Launcher, Running
 from quik_nb.launch.in_process import InProcess
 from quik_nb.launch.placement import Placement
 from quik_nb.launch.workers import Workers
 from quik_nb.storage.checkpointer import Saver
 from quik_nb.training.trainer import Job
 
+LAUNCHERS = {
+    "in_process": Launcher(InProcess, creates_processes=False),
+    "workers": Launcher(Workers, creates_processes=True),
+}
 
-def launch(job: Job, placement: Placement, saver: Saver | None) -> Launch:
-    """Start a training; `drive` of what comes back hands out its events."""
-    if placement.in_process:
-        return InProcess(job, placement.devices[0], saver)
-    return Workers(job, placement, saver)
+
+def launch(job: Job, placement: Placement, saver: Saver | None) -> Running:
+    """Prepare a training; within its context, `events` trains.
+
+    Args:
+        job: what to train, and from where on.
+        placement: by which launcher, and on which devices.
+        saver: writes files at each epoch's end; None for none.
+
+    Raises:
+        RecipeError: something in the job cannot be sent to workers.
+    """
+    return LAUNCHERS[placement.launcher].launch(job, placement, saver)

@@ -1,4 +1,7 @@
-"""A worker's life, in order: shed the parent's ways, read the job, join the ranks, train, report, wait for the end."""
+"""A worker, from birth to end: reset inherited state, load the job, join the group, train, report, wait to be ended.
+
+Not for starting and watching workers, which is the launching process's part in `workers.py`.
+"""
 
 import faulthandler
 import io
@@ -10,46 +13,53 @@ import threading
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 
 from quik_nb.events import Output
 from quik_nb.launch.failure import capture
-from quik_nb.launch.forkserver import keep_sockets_in
+from quik_nb.launch.stdlib_patches import keep_sockets_in
 from quik_nb.launch.transfer import read_job
 from quik_nb.storage.checkpointer import Saver
 from quik_nb.training.commands import AHEAD, SharedCommands
 from quik_nb.training.loop import run_own
 from quik_nb.training.trainer import Job, Trainer
-from quik_nb.training.world import join
+from quik_nb.training.world import World, join
 
 
 @dataclass(frozen=True)
-class Errand:
-    """All that a worker is told; everything else it reads from the folder."""
+class WorkerConfig:
+    """All that a worker is started with; everything else it reads from the folder."""
 
     rank: int
     devices: tuple[str, ...]
+    """one for each rank"""
     backend: str
     threads: int
     folder: Path
-    """private to this run: job, commands, meeting point, stacks"""
+    """private to this run: job, commands, rendezvous, stacks"""
     data: Path | None
     """the file with the samples; None where the job came by fork"""
     saver: Saver
     timeout: float
     """seconds"""
     prints: bool
-    """whether what this rank prints is sent home"""
+    """whether what this rank prints is sent to the launching process"""
     environment: dict[str, str] = field(default_factory=dict)
-    """the environment variables of the parent, which may have changed since the server started"""
+    """environment variables of the launching process, which may have changed since the server started"""
     job: Job | None = None
     """the job itself, where the worker is a plain fork"""
 
     @property
     def commands(self) -> Path:
+        """The file of the commands."""
         return self.folder / "commands"
+
+    @property
+    def rendezvous_file(self) -> Path:
+        """The file by which the ranks find each other."""
+        return self.folder / "rendezvous"
 
     @property
     def stack(self) -> Path:
@@ -61,61 +71,75 @@ DONE = "done"
 """The last message of a rank that came to its end."""
 
 
-def work(errand: Errand, home: Connection) -> None:
-    """Run one rank; everything that happens is sent home."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops all ranks in step
-    post = Post(errand.rank, home)
+def work(config: WorkerConfig, connection: Connection) -> None:
+    """Run one rank; everything that happens is sent through the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops all ranks at one step
+    sender = EventSender(config.rank, connection)
     try:
-        _settle_in(errand, post)
-        _train(errand, post)
-    except BaseException as error:  # it travels home as a value
-        post.send(capture(errand.rank, error))
-        _vanish(1)
+        _reset_inherited_state(config, sender)
+        job = _load(config)
+        world = _join(config)
+        _train(config, job, world, sender)
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sender.send(DONE)
+    except BaseException as error:  # it is raised again in the launching process
+        sender.send(capture(config.rank, error))
+        _exit_now(1)
+
+    # Until the launching process ends us, once all ranks are done: a rank that leaves first takes its end of the
+    # connections along, and taking gloo's groups down in order hung in 1 of some 10 runs.
+    threading.Event().wait()
 
 
-def _settle_in(errand: Errand, post: "Post") -> None:
-    os.environ.clear()
-    os.environ.update(errand.environment)
-    keep_sockets_in(errand.folder)
-    if sys.platform == "linux":  # for the processes of a DataLoader: what came by value cannot be pickled a second time
-        multiprocessing.set_start_method("fork", force=True)
+def _reset_inherited_state(config: WorkerConfig, sender: "EventSender") -> None:
+    """Make a process that was forked from the server, or from the kernel, into one of its own."""
     # first of all and before any tensor operation: a forked child must not use thread pools that stayed with the parent
-    torch.set_num_threads(errand.threads)
-    threading.Thread(target=_end_with_parent, args=(errand.folder,), daemon=True).start()
-    sys.stdout = Prints(post, "stdout", errand.prints)
-    sys.stderr = Prints(post, "stderr", errand.prints)
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1, errand.stack.open("w"), all_threads=False)
-    if errand.devices[0] == "cpu" or len(errand.devices) > 1:
+    torch.set_num_threads(config.threads)
+
+    os.environ.clear()
+    os.environ.update(config.environment)
+    if config.devices[0] == "cpu" or len(config.devices) > 1:  # one machine: nothing of ours faces the network
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
 
+    keep_sockets_in(config.folder)
+    if sys.platform == "linux":  # for the processes of a DataLoader: what came by value cannot be pickled a second time
+        multiprocessing.set_start_method("fork", force=True)
 
-def _train(errand: Errand, post: "Post") -> None:
-    job = errand.job
-    if job is None:
-        assert errand.data is not None  # a worker that is no plain fork has files
-        job = read_job(errand.folder, errand.data)
-    size = len(errand.devices)
-    device = errand.devices[errand.rank]
-    world = join(errand.rank, size, device, errand.backend, errand.folder / "meeting", errand.timeout)
-    commands = SharedCommands(errand.commands, errand.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
-    trainer = Trainer(job, world, commands, errand.saver)
+    threading.Thread(target=_end_with_parent, args=(config.folder,), daemon=True).start()
+    sys.stdout = PrintSender(sender, "stdout", config.prints)
+    sys.stderr = PrintSender(sender, "stderr", config.prints)
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1, config.stack.open("w"), all_threads=False)
+
+
+def _load(config: WorkerConfig) -> Job:
+    if config.job is not None:
+        return config.job
+    assert config.data is not None  # a worker that is no plain fork has files
+    return read_job(config.folder, config.data)
+
+
+def _join(config: WorkerConfig) -> World:
+    device = config.devices[config.rank]
+    return join(config.rank, len(config.devices), device, config.backend, config.rendezvous_file, config.timeout)
+
+
+def _train(config: WorkerConfig, job: Job, world: World, sender: "EventSender") -> None:
+    commands = SharedCommands(config.commands, config.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
+    trainer = Trainer(job, world, commands, config.saver)
     if world.is_logger:
-        errand.saver.begin(trainer)
-    tell = post.send if world.is_logger else ignore
+        config.saver.begin(trainer)
+
+    emit = sender.send if world.is_logger else ignore
     if job.loop is not None:
-        run_own(trainer, job.loop, tell)
+        run_own(trainer, job.loop, emit)
     else:
         for event in trainer.run():
-            tell(event)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    post.send(DONE)
-    # Stay until the launching process ends us, once all ranks are done: a rank that leaves first takes its end of the
-    # connections along, and taking gloo's groups down in order hung in 1 of some 10 runs.
-    threading.Event().wait()
+            emit(event)
 
 
 def ignore(event: Any) -> None:
@@ -131,39 +155,47 @@ def _end_with_parent(folder: Path) -> None:
         return
     parent.join()
     shutil.rmtree(folder.parent, ignore_errors=True)
-    _vanish(1)
+    _exit_now(1)
 
 
-def _vanish(code: int) -> NoReturn:
-    """Leave without the interpreter's farewell: gloo's threads may abort it, and nothing of ours waits for it."""
+def _exit_now(code: int) -> NoReturn:
+    """Exit without the interpreter's finalization: gloo's threads may abort it, and nothing of ours waits for it."""
     os._exit(code)
 
 
-class Post:
-    """The way home; prints come from any thread, so one message at a time."""
+class EventSender:
+    """Sends events to the launching process; prints come from any thread, so one message at a time."""
 
-    def __init__(self, rank: int, home: Connection) -> None:
-        self.rank, self.home, self.lock = rank, home, threading.Lock()
+    def __init__(self, rank: int, connection: Connection) -> None:
+        self.rank = rank
+        self.connection = connection
+        self.lock = threading.Lock()
 
     def send(self, message: Any) -> None:
-        """Send a message; a parent that is gone needs none."""
+        """Send a message; without a parent there is nothing left to do."""
         with self.lock:
             try:
-                self.home.send(message)
+                self.connection.send(message)
             except (BrokenPipeError, ConnectionResetError):
-                _vanish(1)
+                _exit_now(1)
 
 
-class Prints(io.TextIOBase):
-    """What a rank prints, sent home line by line, or dropped where it was not asked for."""
+class PrintSender(io.TextIOBase):
+    """A stream that sends what a rank prints, line by line, or drops it where it was not asked for."""
 
-    def __init__(self, post: Post, stream: str, wanted: bool) -> None:
-        self.post, self.stream, self.wanted, self.rest = post, stream, wanted, ""
+    def __init__(self, sender: EventSender, stream: Literal["stdout", "stderr"], wanted: bool) -> None:
+        self.sender = sender
+        self.stream = stream
+        self.wanted = wanted
+        self.rest = ""
+        """of a line that has no end yet"""
 
     def writable(self) -> bool:
+        """It is."""
         return True
 
     def write(self, text: str) -> int:
+        """Send the lines that are whole now."""
         if self.wanted:
             *lines, self.rest = (self.rest + text).split("\n")
             if lines:
@@ -177,4 +209,4 @@ class Prints(io.TextIOBase):
             self.rest = ""
 
     def _send(self, text: str) -> None:
-        self.post.send(Output(self.post.rank, text, self.stream))  # type: ignore[arg-type]
+        self.sender.send(Output(self.sender.rank, text, self.stream))

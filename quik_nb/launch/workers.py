@@ -1,7 +1,7 @@
 """Training in worker processes: started, listened to, and ended whatever happens.
 
-The same generator runs in each worker as in this process. Rank 0's events come home through a pipe; its state comes
-home as a checkpoint file that it writes before it sends the event that tells of it.
+Each worker runs the same loop as this process would (`worker.py`). Rank 0's events come through a pipe; its state comes
+as a checkpoint file that it writes before it sends the event that tells of it.
 """
 
 import os
@@ -10,20 +10,23 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from quik_nb.errors import WorkerError
 from quik_nb.events import Event, RunEnd
 from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_frames, stack_frames
-from quik_nb.launch.forkserver import apart, context, hidden_main
+from quik_nb.launch.forkserver import context, starting
 from quik_nb.launch.placement import Placement
 from quik_nb.launch.transfer import SCRATCH, write_job
-from quik_nb.launch.worker import DONE, Errand, work
+from quik_nb.launch.worker import DONE, WorkerConfig, work
 from quik_nb.storage.checkpointer import Saver, read_checkpoint, stamp
 from quik_nb.training.commands import SharedCommands
 from quik_nb.training.progress import Snapshot
@@ -33,38 +36,120 @@ GRACE_SECONDS = 2.0
 """How long the error of a lost connection waits for the error that caused it."""
 
 
+@dataclass
+class Worker:
+    """One rank's process, as the launching process sees it."""
+
+    rank: int
+    process: BaseProcess
+    receiver: Connection
+    """through which its messages come; closed once there can be no more"""
+    is_done: bool = False
+    """whether it came to its end"""
+    has_failed: bool = False
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it has neither come to its end nor failed, as far as is known."""
+        return not self.is_done and not self.has_failed
+
+    def messages(self) -> list[Any]:
+        """What it has sent since the last call."""
+        received: list[Any] = []
+        try:
+            while not self.receiver.closed and self.receiver.poll():
+                received.append(self.receiver.recv())
+        except (EOFError, OSError, pickle.UnpicklingError):  # its end, perhaps in the middle of a message
+            self.receiver.close()
+        return received
+
+    def kill(self) -> None:
+        """Kill it, if it was started."""
+        if self.process.pid is not None:
+            self.process.kill()
+
+    def join(self) -> None:
+        """Wait until the process is gone, and let go of it."""
+        if self.process.pid is not None:
+            self.process.join()
+        self.process.close()
+
+
 class Workers:
     """A training in worker processes.
 
     Args:
         job: what to train.
         placement: where; one worker for each of its devices.
-        saver: writes files at each epoch's end; None for none but the state that comes home.
+        saver: writes files at each epoch's end; None for none but the state that is brought back.
     """
 
-    def __init__(self, job: Job, placement: Placement, saver: Saver | None) -> None:
-        self.job, self.placement = job, placement
+    def __init__(self, job: Job, placement: Placement, saver: Saver | None = None) -> None:
+        self.job = job
+        self.placement = placement
         self.folder = SCRATCH.folder() / f"run_{os.urandom(4).hex()}"
         self.folder.mkdir()
-        self.commands = SharedCommands(self.folder / "commands", create=True)
-        self.saver = saver or Saver(self.folder)
-        self.saver.every_epoch = True
-        self._before = stamp(self.saver.folder)
-        self._processes: list[BaseProcess] = []
-        self._homes: dict[Connection, int] = {}
-        self._outcome: Snapshot | None = None
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.commands = SharedCommands.create(self.folder / "commands")
+
+        # the checkpoint is what brings the state back, so it is written at every epoch, whatever it costs
+        self.saver = replace(saver or Saver(self.folder), every_epoch=True)
+        self._stamp_before = stamp(self.saver.folder)
+        self._last: Snapshot | None = None
+
+        self._workers: list[Worker] = []
+        self._inbox: deque[Event] = deque()
+        """events that were received and not yet emitted"""
         self._failures: list[Failure] = []
-        self._done: set[int] = set()
+        """in the order in which they were heard of"""
+
         self._ending = threading.Lock()
         """held while processes are started, killed and let go, which may be asked for from another thread"""
-        self._over = False
+        self._is_over = False
         self._data = self._write()
 
-    def drive(self, take: Callable[[Event], None]) -> None:
-        """Start the workers, and hand out rank 0's events until all ranks are done."""
+    def __enter__(self) -> Self:
+        return self
+
+    @property
+    def undelivered(self) -> Sequence[Event]:
+        """Events that were sent and not emitted."""
+        return tuple(self._inbox)
+
+    def events(self, emit: Callable[[Event], None]) -> None:
+        """Start the workers, and emit rank 0's events until all ranks are done."""
         __tracebackhide__ = True
-        for event in self._run():
-            take(event)
+        self._start()
+        timeout = self.job.recipe.settings.timeout
+        last_sign = time.monotonic()
+        end: RunEnd | None = None
+
+        while not all(worker.is_done for worker in self._workers):
+            if self._receive(seconds=0.5) or self.commands.paused:
+                last_sign = time.monotonic()
+            end = self._deliver(emit) or end
+
+            if self._failures:
+                self._gather_failures()
+                self._deliver(emit)
+                raise as_error(root_cause(self._failures), self.placement.processes)
+            if time.monotonic() - last_sign > timeout:
+                raise self._hanging()
+
+        if end is not None:
+            emit(end)
+
+    def _deliver(self, emit: Callable[[Event], None]) -> RunEnd | None:
+        """Emit what was received, but the run's end, which counts only when all ranks have come to theirs."""
+        __tracebackhide__ = True
+        end: RunEnd | None = None
+        while self._inbox:
+            event = self._inbox.popleft()
+            if isinstance(event, RunEnd):
+                end = event
+            else:
+                emit(event)
+        return end
 
     # ------------------------------------------------------------------ starting
 
@@ -82,14 +167,14 @@ class Workers:
                 os.link(data, own)
             except OSError:  # a file system without links
                 shutil.copyfile(data, own)
-            return own
         except BaseException:
-            shutil.rmtree(self.folder)
+            self._remove_folder()
             raise
+        return own
 
     def _start(self) -> None:
         settings, placement = self.job.recipe.settings, self.placement
-        errand = Errand(
+        config = WorkerConfig(
             rank=0,
             devices=placement.devices,
             backend=placement.backend,
@@ -102,103 +187,77 @@ class Workers:
             environment=dict(os.environ),
             job=self.job if self._data is None else None,
         )
-        started = context(placement.start_method)
-        with self._ending, hidden_main(), apart():
+        start_context = context(placement.start_method)
+        with self._ending, starting():
             for rank in range(placement.processes):
-                mine, theirs = started.Pipe(duplex=False)
-                prints = rank == 0 or settings.output == "all"
-                process = started.Process(  # type: ignore[attr-defined]
-                    target=work, args=(replace(errand, rank=rank, prints=prints), theirs), name=f"quik_nb rank {rank}"
+                receiver, sender = start_context.Pipe(duplex=False)
+                own = replace(config, rank=rank, prints=rank == 0 or settings.output == "all")
+                process = start_context.Process(  # type: ignore[attr-defined]
+                    target=work, args=(own, sender), name=f"quik_nb rank {rank}"
                 )
+                self._workers.append(Worker(rank, process, receiver))
                 process.start()
-                theirs.close()
-                self._processes.append(process)
-                self._homes[mine] = rank
+                sender.close()
 
     # ------------------------------------------------------------------ listening
 
-    def _run(self) -> Iterator[Event]:
-        self._start()
-        last: RunEnd | None = None
-        heard = time.monotonic()
-        while len(self._done) < self.placement.processes:
-            messages = list(self._receive(timeout=0.5))
-            if messages or self.commands.paused:
-                heard = time.monotonic()
-            for message in messages:
-                if isinstance(message, RunEnd):
-                    last = message  # told when all ranks have come to their end
-                else:
-                    yield message
-            if self._failures:
-                yield from self._gather_failures()
-                raise as_error(root_cause(self._failures), self.placement.processes)
-            if time.monotonic() - heard > self.job.recipe.settings.timeout:
-                raise self._hanging()
-        if last is not None:
-            yield last
+    def _receive(self, seconds: float) -> bool:
+        """Wait for messages and ends of workers for some seconds at most; whether anything came."""
+        connections = {w.receiver: w for w in self._workers if not w.receiver.closed}
+        sentinels = {w.process.sentinel: w for w in self._workers if w.is_training}
+        ready = wait([*connections, *sentinels], seconds)
 
-    def _receive(self, timeout: float) -> Iterator[Event]:
-        """What the ranks sent, and notes of their failures, within some seconds at most."""
-        ends = {process.sentinel: rank for rank, process in enumerate(self._processes)}
-        waiting = [s for s, rank in ends.items() if rank not in self._done and not self._has_failed(rank)]
-        ready = wait([*self._homes, *waiting], timeout)
-        for home in [r for r in ready if isinstance(r, Connection)]:
-            yield from self._drain(home)
-        for end in [r for r in ready if isinstance(r, int)]:
-            rank = ends[end]
-            for home in [h for h, owner in self._homes.items() if owner == rank]:
-                yield from self._drain(home)  # its last words may have come after the wait
-            if rank not in self._done and not self._has_failed(rank):
-                self._processes[rank].join()
-                self._failures.append(killed(rank, self._processes[rank].exitcode or 0))
+        for sign in ready:
+            if isinstance(sign, Connection):
+                self._take_messages(connections[sign])
+        for sign in ready:
+            if isinstance(sign, int):
+                self._take_end(sentinels[sign])
+        return bool(ready)
 
-    def _drain(self, home: Connection) -> Iterator[Event]:
-        rank = self._homes[home]
-        try:
-            while home.poll():
-                message: Any = home.recv()
-                if message == DONE:
-                    self._done.add(rank)
-                elif isinstance(message, Failure):
-                    self._failures.append(message)
-                else:
-                    yield message
-        except (EOFError, OSError, pickle.UnpicklingError):  # the worker's end, be it in the midst of a message
-            self._homes.pop(home)  # its sentinel tells the rest
-            home.close()
+    def _take_messages(self, worker: Worker) -> None:
+        for message in worker.messages():
+            if message == DONE:
+                worker.is_done = True
+            elif isinstance(message, Failure):
+                worker.has_failed = True
+                self._failures.append(message)
+            else:
+                self._inbox.append(message)
 
-    def _has_failed(self, rank: int) -> bool:
-        return any(failure.rank == rank for failure in self._failures)
+    def _take_end(self, worker: Worker) -> None:
+        self._take_messages(worker)  # its last ones may have come after the wait
+        if worker.is_training:
+            worker.process.join()
+            worker.has_failed = True
+            self._failures.append(killed(worker.rank, worker.process.exitcode or 0))
 
-    def _gather_failures(self) -> Iterator[Event]:
+    def _gather_failures(self) -> None:
         """Wait a moment for the failure behind a lost connection."""
         until = time.monotonic() + GRACE_SECONDS
         while root_cause(self._failures).secondary and time.monotonic() < until:
-            if len(self._failures) + len(self._done) == self.placement.processes:
+            if not any(worker.is_training for worker in self._workers):
                 break
-            yield from self._receive(timeout=0.1)
+            self._receive(seconds=0.1)
 
     def _hanging(self) -> WorkerError:
         """The error of workers that gave no sign of life: where each rank stands."""
-        stacks = []
-        for rank, process in enumerate(self._processes):
-            where = self._stack_of(rank, process)
-            stacks.append(f"Rank {rank} of {self.placement.processes} stands here:\n{where}")
-        seconds = self.job.recipe.settings.timeout
+        size, seconds = self.placement.processes, self.job.recipe.settings.timeout
+        stacks = [f"Rank {w.rank} of {size} stands here:\n{self._stack_of(w)}" for w in self._workers]
         return WorkerError(
             f"The workers gave no sign of life for {seconds:g} seconds, so they were ended; the state of the last row "
             f"is kept. A rank that waits in a collective or in backward waits for another one. "
-            f"If a step may take longer, type QuikSession(timeout={2 * seconds:g}).\n" + "\n".join(stacks)
+            f"If a step may take longer, pass QuikSession(timeout={2 * seconds:g}).\n" + "\n".join(stacks)
         )
 
-    def _stack_of(self, rank: int, process: BaseProcess) -> str:
-        """Where a rank stands, by its own word."""
-        path = self.folder / f"stack_{rank}"
+    def _stack_of(self, worker: Worker) -> str:
+        """Where a rank stands, as it says itself."""
+        path = self.folder / f"stack_{worker.rank}"
         if not path.exists():  # which is there from the moment on from which a worker answers
             return "  (it is still starting)"
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGUSR1)
+
+        if worker.process.pid is not None and worker.process.is_alive():
+            os.kill(worker.process.pid, signal.SIGUSR1)
         until = time.monotonic() + 1.0
         while not path.stat().st_size and time.monotonic() < until:
             time.sleep(0.02)
@@ -207,36 +266,33 @@ class Workers:
     # ------------------------------------------------------------------ ending
 
     def kill(self) -> None:
-        """Kill all workers, from any thread; the one that listens to them finds out."""
+        """Kill all workers, from any thread; `events` finds out in its own."""
         with self._ending:
-            if not self._over:
-                for process in self._processes:
-                    process.kill()
+            if not self._is_over:
+                for worker in self._workers:
+                    worker.kill()
 
-    def close(self) -> list[Event]:
-        """End all workers, take the state home, and remove the run's private folder; gives the events not yet heard."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End all workers, read the state that they left, and remove the run's private folder."""
         self.kill()  # those that are done wait for this, the others have nothing left to say
         with self._ending:
-            self._over = True
-            for process in self._processes:
-                process.join()
-                process.close()
-        left = [event for home in list(self._homes) for event in self._drain(home)]
-        for home in self._homes:
-            home.close()
+            self._is_over = True
+            for worker in self._workers:
+                worker.join()
+
+        for worker in self._workers:
+            self._take_messages(worker)
+            worker.receiver.close()
         try:
-            self._outcome = self.peek()
+            self._last = self.snapshot()
         finally:
             self.commands.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
-        return left
+            self._remove_folder()
 
-    def peek(self) -> Snapshot | None:
-        """The state of the last row so far."""
-        if self._outcome is not None or stamp(self.saver.folder) in (None, self._before):
-            return self._outcome
+    def snapshot(self) -> Snapshot | None:
+        """The state of the last row; None before the first."""
+        if self._last is not None or stamp(self.saver.folder) in (None, self._stamp_before):
+            return self._last
         return read_checkpoint(self.saver.folder)
-
-    def outcome(self) -> Snapshot | None:
-        """The state of the last row; None where no row was finished."""
-        return self._outcome

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quik_nb.errors import RecipeError, StopTraining, WorkerError
 from quik_nb.events import Event, Output, PauseChanged, RunEnd, RunFailed, RunStart
 from quik_nb.history import History
-from quik_nb.launch.base import Launch
+from quik_nb.launch.base import Running
 from quik_nb.training.progress import Snapshot
 from quik_nb.views.base import View
 from quik_nb.views.choose import cell_number
@@ -70,14 +70,14 @@ class Run:
 
     def __init__(
         self,
-        launch: Launch,
+        running: Running,
         history: History,
         settle: Callable[[Snapshot | None], None],
         listen: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        self._launch: Launch | None = launch
+        self._running: Running | None = running
         """until it is over: model, optimizer and data hang on it"""
-        self._commands, self._history = launch.commands, history
+        self._commands, self._history = running.commands, history
         self._settle, self._listen = settle, listen
         self._views: list[tuple[View, contextvars.Context]] = []
         """each with the context it came from, by which a kernel knows under which cell its output belongs"""
@@ -153,15 +153,15 @@ class Run:
 
     def close(self, timeout: float) -> None:
         """Wait for the end of a run that was stopped; end it the hard way if that does not come within some seconds."""
-        launch = self._launch
-        if not self._done.wait(timeout) and launch is not None:
-            launch.kill()
+        running = self._running
+        if not self._done.wait(timeout) and running is not None:
+            running.kill()
             self._done.wait(KILLED_SECONDS)
 
-    def peek(self) -> Snapshot | None:
+    def snapshot(self) -> Snapshot | None:
         """The state of the last row so far, where the training goes on elsewhere; None where it is at hand already."""
-        launch = self._launch
-        return None if launch is None else launch.peek()
+        running = self._running
+        return None if running is None else running.snapshot()
 
     def attach(self, view: View) -> None:
         """Add a view: it draws what the history holds and follows on."""
@@ -181,9 +181,9 @@ class Run:
 
     def discard(self) -> None:
         """Let go of a run that never began."""
-        if self._launch is not None:
-            self._launch.close()
-            self._launch = None
+        if self._running is not None:
+            with self._running:
+                self._running = None
 
     def foreground(self, interrupts: Interrupts) -> None:
         """Consume the run here. The first interrupt stops it at a step boundary, a second one at once."""
@@ -210,23 +210,31 @@ class Run:
 
     def _consume(self) -> None:
         __tracebackhide__ = True
-        launch = self._launch
-        assert launch is not None  # a run is consumed once
+        running = self._running
+        assert running is not None  # a run is consumed once
         try:
-            launch.drive(self._take)
-        except BaseException as error:  # kept, shown, and raised again by the caller
+            with running:
+                self._train(running)
+        except BaseException as error:
             self._fail(error)
-        self._ending = True
         try:
-            self._bring_home(launch)
+            self._bring_home(running)
         except BaseException as error:
             self._fail(error)
         finally:
-            self._launch = None
+            self._running = None
             # not before the state is home, or who looks at it takes the old weights
             self.state = self._end.state if isinstance(self._end, RunEnd) and self.error is None else "failed"
             self._close_views()
             self._done.set()
+
+    def _train(self, running: Running) -> None:
+        __tracebackhide__ = True
+        try:
+            running.events(self._take)
+        except BaseException as error:  # kept, shown, and raised again by the caller
+            self._fail(error)
+        self._ending = True
 
     def _fail(self, error: BaseException) -> None:
         """Keep the first error; one that comes on top of it is noted there."""
@@ -238,12 +246,10 @@ class Run:
             self._end = RunFailed(f"{type(error).__name__}: {error}")
             self._tell(self._end)
 
-    def _bring_home(self, launch: Launch) -> None:
-        try:
-            for event in launch.close():
-                self._history.record(event)
-        finally:
-            self._settle(launch.outcome())
+    def _bring_home(self, running: Running) -> None:
+        for event in running.undelivered:
+            self._history.record(event)
+        self._settle(running.snapshot())
 
     def _close_views(self) -> None:
         with self._drawing:

@@ -257,7 +257,7 @@ class Runs(Steps):
         if self._recipe.model is None:
             raise RecipeError("There is no model yet: .add_model(Net()).")
         if self._run is not None and self._run.state in ("running", "paused"):
-            outcome = self._run.peek()
+            outcome = self._run.snapshot()
             if outcome is not None:
                 self._recipe.model.load_state_dict(outcome.weights)
         return self._recipe.model

@@ -19,7 +19,6 @@ class World:
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009  immutable
 
     @property
@@ -34,13 +33,13 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in place (all ranks participate)."""
-        if self.is_ddp:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:
         """One value from each rank, in the order of ranks, on all of them (all ranks participate)."""
-        if not self.is_ddp:
+        if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
@@ -57,15 +56,15 @@ class World:
         return start, start + size + (self.rank < extra)
 
 
-def join(rank: int, world_size: int, device: str, backend: str, meeting: Path, timeout: float) -> World:
-    """Join the other ranks of this machine by a file (all ranks participate).
+def join(rank: int, world_size: int, device: str, backend: str, rendezvous_file: Path, timeout: float) -> World:
+    """Join the process group of this machine's ranks by a file (all ranks participate).
 
     Args:
         rank: this process, from 0.
         world_size: number of ranks.
         device: a torch device of this rank.
         backend: "gloo" or "nccl".
-        meeting: a file in a folder that only the user can read; no port is opened for the meeting.
+        rendezvous_file: where the ranks meet, in a folder that only the user can read; no port is opened for it.
         timeout: seconds after which waiting for another rank is an error.
     """
     if device.startswith("cuda"):
@@ -73,9 +72,9 @@ def join(rank: int, world_size: int, device: str, backend: str, meeting: Path, t
     if world_size > 1:
         dist.init_process_group(
             backend,
-            init_method=meeting.as_uri(),
+            init_method=rendezvous_file.as_uri(),
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
-    return World(rank, world_size, rank, torch.device(device))
+    return World(rank, world_size, torch.device(device))

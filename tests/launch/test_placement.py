@@ -18,35 +18,35 @@ CUDA_IN_USE = Machine(cpus=16, gpus=2, cuda_initialized=True)
 
 GPUS = tuple(f"cuda:{rank}" for rank in range(8))
 
-DECISIONS: list[tuple[Request, Machine, tuple[str, ...], bool]] = [
-    (Request(), LAPTOP, ("cpu",), True),
-    (Request(), Machine(cpus=1), ("cpu",), True),
-    (Request(), ONE_GPU, ("cuda:0",), True),
-    (Request(), EIGHT, GPUS, False),
-    (Request(1), EIGHT, ("cuda:0",), True),
-    (Request(2), EIGHT, GPUS[:2], False),
-    (Request(8), EIGHT, GPUS, False),
-    (Request(device="cuda"), EIGHT, GPUS, False),
-    (Request(device="cuda:3"), EIGHT, ("cuda:3",), True),
-    (Request(device="cpu"), EIGHT, ("cpu",), True),
-    (Request(4, device="cpu"), EIGHT, ("cpu",) * 4, False),
-    (Request(4), LAPTOP, ("cpu",) * 4, False),
-    (Request(device="mps"), MAC, ("mps",), True),
-    (Request(), MAC, ("cpu",), True),
-    (Request(background=True), LAPTOP, ("cpu",), False),
-    (Request(background=True), ONE_GPU, ("cuda:0",), False),
-    (Request(), Machine(cpus=8, gpus=2, can_fork=False), ("cuda:0",), True),
-    (Request(), WINDOWS, ("cpu",), True),
-    (Request(2), CUDA_IN_USE, GPUS[:2], False),
+DECISIONS: list[tuple[Request, Machine, tuple[str, ...], str]] = [
+    (Request(), LAPTOP, ("cpu",), "in_process"),
+    (Request(), Machine(cpus=1), ("cpu",), "in_process"),
+    (Request(), ONE_GPU, ("cuda:0",), "in_process"),
+    (Request(), EIGHT, GPUS, "workers"),
+    (Request(1), EIGHT, ("cuda:0",), "in_process"),
+    (Request(2), EIGHT, GPUS[:2], "workers"),
+    (Request(8), EIGHT, GPUS, "workers"),
+    (Request(device="cuda"), EIGHT, GPUS, "workers"),
+    (Request(device="cuda:3"), EIGHT, ("cuda:3",), "in_process"),
+    (Request(device="cpu"), EIGHT, ("cpu",), "in_process"),
+    (Request(4, device="cpu"), EIGHT, ("cpu",) * 4, "workers"),
+    (Request(4), LAPTOP, ("cpu",) * 4, "workers"),
+    (Request(device="mps"), MAC, ("mps",), "in_process"),
+    (Request(), MAC, ("cpu",), "in_process"),
+    (Request(background=True), LAPTOP, ("cpu",), "workers"),
+    (Request(background=True), ONE_GPU, ("cuda:0",), "workers"),
+    (Request(), Machine(cpus=8, gpus=2, can_fork=False), ("cuda:0",), "in_process"),
+    (Request(), WINDOWS, ("cpu",), "in_process"),
+    (Request(2), CUDA_IN_USE, GPUS[:2], "workers"),
 ]
 
 
-@pytest.mark.parametrize(("request_", "machine", "devices", "in_process"), DECISIONS)
-def test_decisions(request_: Request, machine: Machine, devices: tuple[str, ...], in_process: bool) -> None:
+@pytest.mark.parametrize(("request_", "machine", "devices", "launcher"), DECISIONS)
+def test_decisions(request_: Request, machine: Machine, devices: tuple[str, ...], launcher: str) -> None:
     """Each request on each machine gives these devices, in this process or in workers."""
     placement = place(request_, machine)
 
-    assert (devices, in_process) == (placement.devices, placement.in_process)
+    assert (devices, launcher) == (placement.devices, placement.launcher)
     assert len(devices) == placement.processes
 
 
@@ -105,7 +105,7 @@ def test_what_a_machine_cannot_give(request_: Request, machine: Machine, message
 )
 def test_backends(devices: tuple[str, ...], backend: str) -> None:
     """GPUs of their own talk by NCCL, everything else by gloo."""
-    assert backend == Placement(devices, False, 1, "forkserver", "").backend
+    assert backend == Placement(devices, "workers", 1, "forkserver", "").backend
 
 
 def test_this_machine_is_detected() -> None:
@@ -117,7 +117,7 @@ def test_this_machine_is_detected() -> None:
 
     assert machine.cpus >= 1
     assert before == torch.cuda.is_initialized()
-    assert place(Request(1), machine).in_process
+    assert "in_process" == place(Request(1), machine).launcher
 
 
 LIMITS: list[tuple[dict[str, str], float]] = [

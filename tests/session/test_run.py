@@ -3,7 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from harness.plain import distance, regression
@@ -11,7 +11,7 @@ from harness.plain import distance, regression
 from quik_nb import Run
 from quik_nb.events import Event, RunEnd
 from quik_nb.history import History
-from quik_nb.launch.base import Launch
+from quik_nb.launch.base import Running
 from quik_nb.training.commands import LocalCommands
 from quik_nb.training.trainer import Trainer
 
@@ -47,33 +47,36 @@ class Watching(Breaking):
 
 
 class Fake:
-    """A launch that hands out some events and may fail at any point."""
+    """A launched training that emits some events and may fail at any point."""
 
-    def __init__(self, *events: Event, drive: Exception | None = None, close: Exception | None = None) -> None:
+    undelivered = ()
+
+    def __init__(self, *events: Event, during: Exception | None = None, after: Exception | None = None) -> None:
         self.commands = LocalCommands()
-        self.events, self.errors = events, (drive, close)
+        self.planned = events
+        self.errors = during, after
 
-    def drive(self, take: Callable[[Event], None]) -> None:
-        for event in self.events:
-            take(event)
+    def __enter__(self) -> Self:
+        return self
+
+    def events(self, emit: Callable[[Event], None]) -> None:
+        for event in self.planned:
+            emit(event)
         if self.errors[0] is not None:
             raise self.errors[0]
 
-    def kill(self) -> None: ...
-
-    def close(self) -> list[Event]:
+    def __exit__(self, *error: object) -> None:
         if self.errors[1] is not None:
             raise self.errors[1]
-        return []
 
-    def peek(self) -> None: ...
+    def kill(self) -> None: ...
 
-    def outcome(self) -> None: ...
+    def snapshot(self) -> None: ...
 
 
-def consumed(launch: Launch, *views: Any) -> Run:
+def consumed(running: Running, *views: Any) -> Run:
     """A run in the background that has come to its end."""
-    run = Run(launch, History(), settle=lambda outcome: None)
+    run = Run(running, History(), settle=lambda outcome: None)
     for view in views:
         run.attach(view)
     run.background()
@@ -115,7 +118,7 @@ def test_other_views_draw_on() -> None:
 def test_a_state_that_does_not_come_home_is_a_failure() -> None:
     """A run whose state is lost at the end says so, in a thread as well, and its views are closed."""
     watching = Watching()
-    run = consumed(Fake(RunEnd("finished"), close=OSError("no space left")), watching)
+    run = consumed(Fake(RunEnd("finished"), after=OSError("no space left")), watching)
 
     assert "failed" == run.state
     assert ["RunEnd", "RunFailed", "closed"] == watching.shown
@@ -125,7 +128,7 @@ def test_a_state_that_does_not_come_home_is_a_failure() -> None:
 
 def test_the_first_error_is_the_one_that_counts() -> None:
     """What goes wrong while a failed run is brought home is a note to its error."""
-    run = consumed(Fake(drive=KeyError("mine"), close=OSError("no space left")))
+    run = consumed(Fake(during=KeyError("mine"), after=OSError("no space left")))
 
     with pytest.raises(KeyError, match="mine") as caught:
         run.wait()

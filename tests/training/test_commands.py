@@ -25,7 +25,7 @@ class Ranks:
     """
 
     def __init__(self, path: Path, world_size: int, steps: int, jitter: float, ahead: int = 1) -> None:
-        self.parent = SharedCommands(path, create=True)
+        self.parent = SharedCommands.create(path)
         self.steps, self.jitter, self.ahead = steps, jitter, ahead
         self.ended = [threading.Barrier(world_size) for _ in range(steps)]
         self.reached = 0
@@ -155,7 +155,8 @@ def write_for_ever(path: Path) -> None:
 def test_no_reader_meets_half_a_word(tmp_path: Path) -> None:
     """While another process writes without a pause, a reader sees no order that nobody gave."""
     path = tmp_path / "commands"
-    reader = SharedCommands(path, rank=1, create=True)
+    SharedCommands.create(path).close()
+    reader = SharedCommands(path, rank=1)
     writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,), daemon=True)
     writer.start()
     until, seen = time.monotonic() + 1.0, set()
