@@ -92,7 +92,7 @@ def as_error(failure: Failure, world_size: int) -> BaseException:
     if "find_unused_parameters=True" in failure.message:
         error: BaseException = RecipeError(
             "Some parameters of the model took no part in the loss, and DistributedDataParallel waits for their "
-            "gradients: type QuikSession(find_unused_parameters=True), or freeze them with requires_grad_(False)."
+            "gradients: pass QuikSession(find_unused_parameters=True), or freeze them with requires_grad_(False)."
         )
     elif failure.message.startswith("SyncBatchNorm") and "GPU" in failure.message:
         error = RecipeError(

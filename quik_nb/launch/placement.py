@@ -139,14 +139,14 @@ def _device_kind(device: str | None, machine: Machine) -> tuple[str, str]:
     kind, _, index = device.partition(":")
     if not re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", device):
         raise PlacementError(
-            f"device={device!r} is not a device that can be trained on: type 'cpu', 'cuda' or 'cuda:0'."
+            f"device={device!r} is not a device that can be trained on: use 'cpu', 'cuda' or 'cuda:0'."
         )
     if kind == "mps" and not machine.mps:
         raise PlacementError("device='mps' was asked for, and torch finds no Apple GPU here: leave device out.")
     if kind == "cuda" and int(index or 0) >= machine.gpus:
         have = f"{machine.gpus} GPU{'s' if machine.gpus != 1 else ''}"
         raise PlacementError(
-            f"device={device!r} was asked for, and this machine has {have}: leave device out, or type 'cpu'."
+            f"device={device!r} was asked for, and this machine has {have}: leave device out, or use 'cpu'."
         )
     return kind, f"device={device!r} was asked for"
 
@@ -164,12 +164,12 @@ def _check_count(processes: int, kind: str, machine: Machine) -> None:
     if kind == "cpu" and processes > most:
         raise PlacementError(
             f"processes={processes} on the CPU was asked for, and this machine has {machine.cpus} "
-            f"core{'s' if machine.cpus != 1 else ''}, which so many would only wait for: type processes={machine.cpus}."
+            f"core{'s' if machine.cpus != 1 else ''}, which so many would only wait for: use processes={machine.cpus}."
         )
     if kind == "mps" and processes > 1:
         raise PlacementError(
             f"processes={processes} was asked for on device='mps', which has one GPU and no way for processes to "
-            f"talk to each other: leave processes out, or type device='cpu'."
+            f"talk to each other: leave processes out, or use device='cpu'."
         )
 
 
@@ -181,7 +181,7 @@ def _devices(device: str | None, kind: str, processes: int, machine: Machine) ->
     if processes > machine.gpus:
         raise PlacementError(
             f"processes={processes} needs a GPU for each, and this machine has {machine.gpus}: "
-            f"type processes={machine.gpus}, or device='cpu' to train on the CPU."
+            f"use processes={machine.gpus}, or device='cpu' to train on the CPU."
         )
     return tuple(f"cuda:{rank}" for rank in range(processes))
 

@@ -85,7 +85,7 @@ ERRORS: list[tuple[Request, Machine, str]] = [
     (
         Request(1000),
         Machine(cpus=2),
-        "processes=1000 .* this machine has 2 cores.*type processes=2",
+        "processes=1000 .* this machine has 2 cores.*use processes=2",
     ),
     (Request(2, device="mps"), Machine(cpus=8, mps=True), "processes=2 was asked for on device='mps'"),
     (Request(2, start_method="fork"), CUDA_IN_USE, "initialised CUDA"),

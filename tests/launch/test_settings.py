@@ -22,8 +22,8 @@ class HalfUsed(nn.Module):
 
 
 def test_unused_parameters_name_the_setting() -> None:
-    """DDP's page about unused parameters becomes the one setting to type."""
-    with pytest.raises(RecipeError, match=r"type QuikSession\(find_unused_parameters=True\)") as caught:
+    """DDP's page about unused parameters becomes the one setting to pass."""
+    with pytest.raises(RecipeError, match=r"pass QuikSession\(find_unused_parameters=True\)") as caught:
         regression(HalfUsed(), epochs=1).train(processes=2)
 
     assert len(str(caught.value)) < 400
