@@ -17,7 +17,7 @@ from harness.workers import Notebook
 from torch import Tensor, nn, optim
 
 from quik_nb import QuikSession
-from quik_nb.launch.transfer import SCRATCH
+from quik_nb.launch.transfer import SCRATCH, Scratch
 
 MEGABYTES = 300
 
@@ -177,6 +177,20 @@ def test_what_workers_read_is_private(notebook: Kernel, started: Notebook) -> No
     assert sockets
     assert set() == sockets - {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert [0o700] == [folder.stat().st_mode & 0o777 for folder in folders]
+
+
+def test_the_sweep_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link with a name of ours in the folder for temporary files, where anybody may write, leads to nothing made."""
+    temporary, elsewhere = tmp_path / "temporary", tmp_path / "elsewhere"
+    temporary.mkdir()
+    elsewhere.mkdir()
+    os.utime(elsewhere, (1, 1))  # long ago, as a folder that was left behind
+    (temporary / "quik_nb_1_x").symlink_to(elsewhere)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    scratch = Scratch().folder()
+
+    assert [] == list(elsewhere.iterdir())
+    assert {"quik_nb_1_x", scratch.name} == {path.name for path in temporary.iterdir()}
 
 
 SMALL_SHARED_MEMORY = """
