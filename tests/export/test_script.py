@@ -132,7 +132,7 @@ import json, os, runpy, sys
 found = {}
 for name, folder in json.load(sys.stdin).items():
     os.chdir(folder)
-    found[name] = runpy.run_path("train.py")["history"]
+    found[name] = runpy.run_path("train.py", run_name="__main__")["history"]
 assert "quik_nb" not in sys.modules
 print("\\n" + json.dumps(found))
 """
@@ -187,7 +187,7 @@ def test_what_has_no_text_is_to_be_filled_in(capsys: pytest.CaptureFixture[str],
     torch.save(session.model.state_dict(), tmp_path / "data" / "state_dict_eorig_20210101.pt")
     session.train()
     filled = code.replace("train = ...", "train = own_train").replace("valid = ...", "valid = own_valid")
-    names: dict[str, Any] = {"own_train": Counting(40), "own_valid": Counting(20)}
+    names: dict[str, Any] = {"__name__": "__main__", "own_train": Counting(40), "own_valid": Counting(20)}
     exec(filled, names)
 
     assert "# To fill in (where it says ...): train is 40 samples, Counting: make or load it." in code
@@ -340,7 +340,7 @@ def test_a_dataset_of_dicts_with_a_criterion(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "data").mkdir()
     torch.save(session.model.state_dict(), tmp_path / "data" / "state_dict_eorig_20210101.pt")
     session.train()
-    names: dict[str, Any] = {"own_train": NamedRows(40)}
+    names: dict[str, Any] = {"__name__": "__main__", "own_train": NamedRows(40)}
     exec(code.replace("train = ...", "train = own_train"), names)
 
     assert list(session.history.train_loss) == pytest.approx([row["train_loss"] for row in names["history"]], abs=1e-12)

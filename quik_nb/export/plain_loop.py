@@ -1,0 +1,324 @@
+"""The training of a session in plain PyTorch: the shortest explanation of `train()`, and the text of `as_code()`.
+
+It runs as it stands, on made-up numbers: `python -m quik_nb.export.plain_loop`. For a session, `script.py` answers the
+questions that this file asks (`if CLIP_NORM is not None:`), leaves out what is not needed then, and puts the session's
+parts in place of the ones here. What is not here: several processes, resuming, the screen.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn, optim
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, IterableDataset
+
+EPOCHS = 3
+BATCH_SIZE = 16  # samples per optimizer step
+VALID_BATCH_SIZE = 16
+ACCUMULATE = 2  # micro-batches per optimizer step
+SEED = 42
+PRECISION = "fp32"
+CLIP_VALUE: float | None = None  # largest absolute value of a gradient's element
+CLIP_NORM: float | None = 0.5  # largest norm of all gradients together
+EMA: float | None = 0.9  # decay per step of the averaged weights, which are validated and saved
+COMPILE = False
+PATIENCE: int | None = 2  # epochs without improvement after which training ends
+MIN_DELTA = 0.0  # by how much the loss must fall to count as an improvement
+MONITOR = "valid_loss"
+REDUCTION = "mean"
+LABEL = "labels"
+SHUFFLE = True
+SAVE = False
+DATE = "20210101"
+DATA = Path("data")
+FIRST_WEIGHTS: Path | None = None  # what training starts from
+FROZEN: list[str] = []  # parameters that are not trained
+METRICS: dict[str, Callable[[Any, Any], Any]] = {}
+STEP: Callable[..., Any] | None = None
+TRAIN_LOADER: dict[str, Any] = {}  # further keywords of its DataLoader
+VALID_LOADER: dict[str, Any] = {}  # further keywords of its DataLoader
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=PRECISION != "fp32")
+
+
+def made_up(samples: int) -> Any:
+    """Inputs (samples, 5) and targets (samples, 1)."""
+    generator = torch.Generator().manual_seed(samples)
+    x = torch.randn(samples, 5, generator=generator, dtype=torch.float64)
+    return x, x.sum(1, keepdim=True).tanh()
+
+
+# ---------------------------------------------------------------------- random numbers
+
+
+def epoch_seed(epoch: int) -> int:
+    """A seed for each epoch, so that training can go on at any epoch with the same random numbers."""
+    return int(np.random.SeedSequence([SEED, epoch, 0]).generate_state(1, np.uint32)[0])
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch: dropout, augmentation and new weights draw from these."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # NumPy takes 32 bits, torch 64
+    torch.manual_seed(seed)
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def in_order(samples: int, seed: int | None) -> Tensor:
+    """The order of the samples: shuffled by a generator of its own, so that nothing else that draws can change it."""
+    if seed is None:
+        return torch.arange(samples)
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+
+
+def from_memory(data: Any, batch_size: int, seed: int | None = None) -> Iterator[Any]:
+    """Batches of tensors, on the device: one index per batch is much faster than to fetch sample by sample."""
+    if isinstance(data, dict):
+        for rows in in_order(len(next(iter(data.values()))), seed).split(batch_size):  # type: ignore[no-untyped-call]
+            yield {name: tensor[rows].to(device) for name, tensor in data.items()}
+    else:
+        for rows in in_order(len(data[0]), seed).split(batch_size):  # type: ignore[no-untyped-call]
+            yield [tensor[rows].to(device) for tensor in data]
+
+
+def from_dataset(data: Any, batch_size: int, seed: int | None = None, **options: Any) -> Iterator[Any]:
+    """Batches of a dataset, on the device."""
+    order = in_order(len(data), seed).tolist()
+    yield from map(to_device, DataLoader(data, batch_size, sampler=order, **options))
+
+
+def from_stream(data: Any, batch_size: int | None, **options: Any) -> Iterator[Any]:
+    """Batches of a stream as it comes, on the device."""
+    yield from map(to_device, DataLoader(data, batch_size, **options))
+
+
+def to_device(data: Any) -> Any:
+    """A batch, or a part of it, with all its tensors on the device."""
+    match data:
+        case dict():
+            return {name: to_device(value) for name, value in data.items()}
+        case tuple() | list():
+            return [to_device(value) for value in data]
+    return data.to(device) if hasattr(data, "to") else data
+
+
+def micro_batches(batch: Any) -> Iterator[Any]:
+    """A batch in parts that are computed one after the other: the same gradient with less memory."""
+    size = -(-count_samples(batch) // ACCUMULATE)
+    if isinstance(batch, dict):
+        parts = {name: value.split(size) for name, value in batch.items()}
+        for values in zip(*parts.values(), strict=True):
+            yield dict(zip(parts, values, strict=True))
+    else:
+        yield from zip(*(value.split(size) for value in batch), strict=True)
+
+
+def count_samples(data: Any) -> int:
+    """The samples in a batch: the length of its first tensor or list."""
+    match data:
+        case dict():
+            return count_samples(next(iter(data.values())))
+        case [Tensor() | dict() | tuple() | list() as first, *_]:
+            return count_samples(first)
+    return len(data)
+
+
+def count(criterion: Any, batch: Any) -> float:
+    """What the loss of a batch is a mean over: the samples; with class weights or ignored labels, those that count."""
+    target = batch[LABEL] if isinstance(batch, dict) else batch[-1]
+    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        labels = target[target != criterion.ignore_index]
+        total = labels.numel() if criterion.weight is None else criterion.weight[labels].sum().item()
+    else:
+        total = count_samples(batch)
+    return total
+
+
+# ---------------------------------------------------------------------- loss and validation
+
+
+def compute(model: Any, criterion: Any, batch: Any) -> tuple[Any, Any]:
+    """Loss and outputs of a batch."""
+    if STEP is not None:
+        result = STEP(model, criterion, batch)
+        loss, outputs = result if isinstance(result, tuple) else (result, None)
+    elif criterion is None:
+        outputs = model(**batch)
+        loss = outputs.loss
+        if hasattr(outputs, "logits"):
+            outputs = outputs.logits
+    elif isinstance(batch, dict):
+        inputs = {name: value for name, value in batch.items() if name != LABEL}
+        outputs = model(**inputs)
+        if hasattr(outputs, "logits"):
+            outputs = outputs.logits
+        loss = criterion(outputs, batch[LABEL])
+    else:
+        *inputs, target = batch
+        outputs = model(*inputs)
+        if hasattr(outputs, "logits"):
+            outputs = outputs.logits
+        loss = criterion(outputs, target)
+    return loss, outputs
+
+
+@torch.no_grad()
+def validate(model: nn.Module, criterion: Any, valid: Any) -> dict[str, float]:
+    """The mean loss over all samples of the split, and its metrics."""
+    model.eval()
+
+    # A mean of the batches' means would be wrong, as the last batch may be smaller: add up first, then divide.
+    total, counted = 0.0, 0.0
+    if METRICS:
+        all_outputs, all_targets = [], []
+
+    if isinstance(valid, tuple | dict):
+        batches = from_memory(valid, VALID_BATCH_SIZE)
+    elif isinstance(valid, IterableDataset):
+        batches = from_stream(valid, VALID_BATCH_SIZE, **VALID_LOADER)
+    else:
+        batches = from_dataset(valid, VALID_BATCH_SIZE, **VALID_LOADER)
+    for batch in batches:
+        with autocast:
+            loss, outputs = compute(model, criterion, batch)
+        samples = count(criterion, batch)
+        if REDUCTION == "sum":
+            total += loss.item()
+        else:
+            total += loss.item() * samples
+        counted += samples
+        if METRICS:
+            all_outputs.append(outputs)
+            all_targets.append(batch[LABEL] if isinstance(batch, dict) else batch[-1])
+
+    values = {"valid_loss": total / counted}
+    if METRICS:
+        for name, metric in METRICS.items():
+            values[name] = float(metric(torch.cat(all_outputs), torch.cat(all_targets)))
+    return values
+
+
+# ---------------------------------------------------------------------- training
+
+
+def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one piece, to be read from top to bottom
+    """Train; the model, and a row of losses and metrics for each epoch."""
+    train = made_up(101)
+    valid = made_up(37)
+
+    # A model that is made under the seed has the same first weights each time.
+    if FIRST_WEIGHTS is None:
+        seed_all(SEED)
+    model: nn.Module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1)).double().to(device)
+    if FIRST_WEIGHTS is not None:
+        model.load_state_dict(torch.load(FIRST_WEIGHTS))
+    if FROZEN:
+        for name in FROZEN:
+            model.get_parameter(name).requires_grad_(False)
+
+    criterion: Any = nn.MSELoss()
+    optimizer = optim.AdamW(model.parameters(), lr=0.01)
+    scheduler: Any = OneCycleLR(optimizer, max_lr=0.01, total_steps=EPOCHS * 7)
+
+    # Small gradients would be zero in fp16, so the loss is scaled up before backward; bf16 has the range of fp32.
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda") if PRECISION == "fp16" else None
+
+    # Averaged weights are steadier than those of the last step, so they are what is validated and saved.
+    ema = None if EMA is None else get_ema_multi_avg_fn(EMA)  # type: ignore[no-untyped-call]
+    average = None if EMA is None else AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
+    evaluated = model if average is None else average.module
+    net = torch.compile(model) if COMPILE else model
+
+    history = []
+    if PATIENCE is not None:
+        best, epochs_without_improvement = math.inf, 0
+
+    for epoch in range(EPOCHS):
+        seed = epoch_seed(epoch)
+        seed_all(seed)
+        model.train()
+        total, counted = 0.0, 0.0
+
+        if isinstance(train, tuple | dict):
+            batches = from_memory(train, BATCH_SIZE, seed)
+        elif isinstance(train, IterableDataset):
+            batches = from_stream(train, BATCH_SIZE, **TRAIN_LOADER)
+        else:
+            batches = from_dataset(train, BATCH_SIZE, seed if SHUFFLE else None, **TRAIN_LOADER)
+        for batch in batches:
+            for part in micro_batches(batch):
+                with autocast:
+                    loss, _ = compute(net, criterion, part)
+                samples = count(criterion, part)
+                if REDUCTION == "sum":
+                    total += loss.item()
+                else:
+                    total += loss.item() * samples
+                counted += samples
+
+                # Gradients add up until zero_grad: with its share of the step, each mean adds up to that of the whole.
+                if ACCUMULATE > 1 and REDUCTION != "sum":
+                    loss = loss * (samples / count(criterion, batch))
+                if scaler is not None:
+                    loss = scaler.scale(loss)
+                loss.backward()
+
+            # Gradients are clipped as they are, so a scale is taken off first.
+            if scaler is not None and (CLIP_VALUE is not None or CLIP_NORM is not None):
+                scaler.unscale_(optimizer)
+            if CLIP_VALUE is not None:
+                nn.utils.clip_grad_value_(model.parameters(), CLIP_VALUE)
+            if CLIP_NORM is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+
+            if scaler is not None:
+                # A step whose scaled gradients overflowed is left out, and the scale is lowered.
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+
+            if average is not None:
+                average.update_parameters(model)
+            if isinstance(scheduler, OneCycleLR):
+                scheduler.step()
+
+        values = {"epoch": epoch, "train_loss": total / counted}
+        if valid is not None:
+            values |= validate(evaluated, criterion, valid)
+        history.append(values)
+        print(values)
+
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(values[MONITOR])
+        elif scheduler is not None and not isinstance(scheduler, OneCycleLR):
+            scheduler.step()
+
+        if SAVE:
+            DATA.mkdir(parents=True, exist_ok=True)
+            path = DATA / f"state_dict_e{epoch}_{DATE}.pt"
+            path.unlink(missing_ok=True)  # rather than write into a file that a session still has under another name
+            torch.save(evaluated.state_dict(), path)
+
+        if PATIENCE is not None:
+            if values[MONITOR] < best - MIN_DELTA:
+                best, epochs_without_improvement = values[MONITOR], 0
+            else:
+                epochs_without_improvement += 1
+            if epochs_without_improvement >= PATIENCE:
+                break
+
+    return model, history
+
+
+if __name__ == "__main__":
+    model, history = main()
