@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn, optim
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -31,8 +31,10 @@ COMPILE = False
 PATIENCE: int | None = 2  # epochs without improvement after which training ends
 MIN_DELTA = 0.0  # by how much the loss must fall to count as an improvement
 MONITOR = "valid_loss"
-REDUCTION = "mean"
-LABEL = "labels"
+REDUCTION = "mean"  # or "sum": how the criterion makes one number of the losses of a batch
+WEIGHTED = False  # whether labels have weights, or are ignored
+SCHEDULE = "batch"  # or "epoch", or "loss" for one that watches it: what the scheduler is stepped with
+LABEL = "labels"  # the key of the target in a batch that is a dict
 SHUFFLE = True
 SAVE = False
 DATE = "20210101"
@@ -131,15 +133,11 @@ def count_samples(data: Any) -> int:
     return len(data)
 
 
-def count(criterion: Any, batch: Any) -> float:
-    """What the loss of a batch is a mean over: the samples; with class weights or ignored labels, those that count."""
+def count(criterion: Any, batch: Any) -> Any:
+    """What the loss of a batch is a mean over, where labels have weights or are ignored."""
     target = batch[LABEL] if isinstance(batch, dict) else batch[-1]
-    if isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
-        labels = target[target != criterion.ignore_index]
-        total = labels.numel() if criterion.weight is None else criterion.weight[labels].sum().item()
-    else:
-        total = count_samples(batch)
-    return total
+    labels = target[target != criterion.ignore_index]
+    return labels.numel() if criterion.weight is None else criterion.weight[labels].sum().item()
 
 
 # ---------------------------------------------------------------------- loss and validation
@@ -189,7 +187,7 @@ def validate(model: nn.Module, criterion: Any, valid: Any) -> dict[str, float]:
     for batch in batches:
         with autocast:
             loss, outputs = compute(model, criterion, batch)
-        samples = count(criterion, batch)
+        samples = count(criterion, batch) if WEIGHTED else count_samples(batch)
         if REDUCTION == "sum":
             total += loss.item()
         else:
@@ -254,10 +252,12 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
         else:
             batches = from_dataset(train, BATCH_SIZE, seed if SHUFFLE else None, **TRAIN_LOADER)
         for batch in batches:
+            if ACCUMULATE > 1 and REDUCTION != "sum":
+                whole = count(criterion, batch) if WEIGHTED else count_samples(batch)
             for part in micro_batches(batch):
                 with autocast:
                     loss, _ = compute(net, criterion, part)
-                samples = count(criterion, part)
+                samples = count(criterion, part) if WEIGHTED else count_samples(part)
                 if REDUCTION == "sum":
                     total += loss.item()
                 else:
@@ -266,7 +266,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
 
                 # Gradients add up until zero_grad: with its share of the step, each mean adds up to that of the whole.
                 if ACCUMULATE > 1 and REDUCTION != "sum":
-                    loss = loss * (samples / count(criterion, batch))
+                    loss = loss * (samples / whole)
                 if scaler is not None:
                     loss = scaler.scale(loss)
                 loss.backward()
@@ -289,7 +289,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
 
             if average is not None:
                 average.update_parameters(model)
-            if isinstance(scheduler, OneCycleLR):
+            if SCHEDULE == "batch":
                 scheduler.step()
 
         values = {"epoch": epoch, "train_loss": total / counted}
@@ -298,9 +298,9 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
         history.append(values)
         print(values)
 
-        if isinstance(scheduler, ReduceLROnPlateau):
+        if SCHEDULE == "loss":
             scheduler.step(values[MONITOR])
-        elif scheduler is not None and not isinstance(scheduler, OneCycleLR):
+        elif SCHEDULE == "epoch":
             scheduler.step()
 
         if SAVE:

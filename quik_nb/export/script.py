@@ -5,20 +5,22 @@ it gives the same losses. Its text is `plain_loop.py`, of which what this sessio
 objects become text (`quoting.py`), and how branches are taken out of a program (`template.py`).
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from quik_nb.errors import CheckpointError
 from quik_nb.export.quoting import GAP, Quoter
-from quik_nb.export.template import Template, names_made
+from quik_nb.export.template import Template, names_made, names_read
 from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source
 from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Spec, fits
 from quik_nb.storage.files import Files, write
@@ -54,6 +56,12 @@ class Origin:
     """whether the file of the first weights there is not another session's"""
 
 
+class Logits:
+    """Stands for the outputs of a model that names its logits."""
+
+    logits = None
+
+
 class Script:
     """What a session answers to the questions of the plain loop, and its parts as text.
 
@@ -66,7 +74,8 @@ class Script:
         self.recipe = recipe
         self.origin = origin
         self.quote = Quoter()
-        self.answers: dict[str, bool] = {}
+        self.sources = {split: source for split in ("train", "valid") if (source := getattr(recipe, split)) is not None}
+        self.facts: dict[str, Any] = {}
         self.parts: dict[str, str | None] = {}
         self.inlined: dict[str, str] = {}
         self.notes: list[str] = []
@@ -76,13 +85,14 @@ class Script:
         """The whole script."""
         self._settings()
         self._data()
-        self._batches()
         self._model()
         self._loss()
         self._metrics()
         self._optimizer()
 
-        imports, body = Template(PLAIN_LOOP.read_text(), self.answers, self.parts, self.inlined).filled()
+        imports, body = apart_from_imports(
+            Template(PLAIN_LOOP.read_text(), self.facts, self.parts, self.inlined).filled()
+        )
         self._report_clashes(body)
 
         gaps = [f"# To fill in (where it says ...): {gap}." for gap in self.quote.gaps]
@@ -105,102 +115,68 @@ class Script:
         if clash:
             self.quote.gaps.append(f"{', '.join(clash)} is a name of yours and of this script, so rename one of them")
 
-    def _optional(self, **parts: str | None) -> None:
-        """Fill in parts that a training can do without; None for those that this one does not have."""
-        for name, part in parts.items():
-            self.parts[name] = part
-            self.answers[f"{name} is not None"] = part is not None
-
-    # ------------------------------------------------------------------ settings
-
-    def _settings(self) -> None:
-        settings = self.recipe.settings
-        folder = Files(Path(settings.base_dir), settings.date).folder
-        self.parts |= {
-            "EPOCHS": repr(settings.epochs),
-            "SEED": repr(settings.seed),
-            "MIN_DELTA": repr(settings.min_delta),
-            "DATE": in_quotes(settings.date),
-            "DATA": 'Path(__file__).parent / "data"' if self.origin.beside else f"Path({in_quotes(str(folder))})",
-            "autocast": AUTOCAST.get(settings.precision),
-        }
-        if settings.device is not None:
-            self.parts["device"] = f"torch.device({in_quotes(settings.device)})"
-
-        for name in ("clip_norm", "clip_value", "patience", "ema"):
-            value = getattr(settings, name)
-            self._optional(**{name.upper(): None if value is None else repr(value)})
-
-        self._whether("average", settings.ema is not None)
-        self._whether("ema", settings.ema is not None)
-        self._instead("evaluated", "model" if settings.ema is None else "average.module")
-
-        self._whether("scaler", settings.precision == "fp16")
-        self.answers |= {"PRECISION == 'fp16'": settings.precision == "fp16", "SAVE": settings.save}
-
-        self.answers["COMPILE"] = settings.compile
-        if not settings.compile:
-            self._instead("net", "model")
-
-        self.answers["ACCUMULATE > 1"] = settings.accumulate > 1
-        self.parts["ACCUMULATE"] = repr(settings.accumulate)
-        if settings.accumulate == 1:
-            self._instead("part", "batch")
-
-    def _whether(self, name: str, there: bool) -> None:
-        """Whether the script has a variable, which the plain loop makes itself."""
-        self.answers[f"{name} is not None"] = there
-        if not there:
-            self.parts[name] = None
-
     def _instead(self, name: str, text: str) -> None:
         """Write this wherever the plain loop has a variable, and leave the variable out."""
         self.parts[name] = None
         self.inlined[rf"{name}\b"] = text
 
-    # ------------------------------------------------------------------ data
+    # ------------------------------------------------------------------ settings and data
 
-    def _sources(self) -> dict[str, Source]:
-        """The splits that there are, by name."""
-        splits = {"train": self.recipe.train, "valid": self.recipe.valid}
-        return {split: source for split, source in splits.items() if source is not None}
+    def _settings(self) -> None:
+        """Settings are constants of the same name; those that no question leaves in use are dropped."""
+        settings = self.recipe.settings
+        values = {field.name.upper(): getattr(settings, field.name) for field in fields(settings)}
+        self.facts |= values
+        self.parts |= {name: repr(value) for name, value in values.items()}
+
+        folder = in_quotes(str(Files(Path(settings.base_dir), settings.date).folder))
+        in_memory = any(isinstance(source, Tensors) for source in self.sources.values())
+        self.parts["DATE"] = in_quotes(settings.date)
+        place = 'Path(__file__).parent / "data"' if self.origin.beside else f"Path({folder})"
+        self.parts["DATA"] = f"{place}{WRITTEN_BESIDE}" if in_memory else place
+        self.parts["autocast"] = AUTOCAST.get(settings.precision)
+        if settings.device is not None:
+            self.parts["device"] = f"torch.device({in_quotes(settings.device)})"
+
+        self.facts["scaler"] = True if settings.precision == "fp16" else None
+        self.facts["average"] = settings.ema
+        self._instead("evaluated", "model" if settings.ema is None else "average.module")
+        if not settings.compile:
+            self._instead("net", "model")
+        if settings.accumulate == 1:
+            self._instead("part", "batch")
 
     def _data(self) -> None:
-        self._optional(valid=None)
-        self._instead("MONITOR", '"valid_loss"' if self.recipe.valid is not None else '"train_loss"')
-        for split, source in self._sources().items():
+        self.facts |= {"valid": None, "IterableDataset": IterableDataset}
+        self.parts["valid"] = None
+        self.facts["SHUFFLE"] = getattr(self.recipe.train, "shuffle", False) is not False
+        for split, source in self.sources.items():
             what = describe_source(source)
-            if isinstance(source, Tensors):
-                self._optional(**{split: f'torch.load(DATA / f"{split}_tensor_{{DATE}}.pt")  # {what}'})
-                self.parts["DATA"] = f"{str(self.parts['DATA']).removesuffix(WRITTEN_BESIDE)}{WRITTEN_BESIDE}"
-            else:
+            in_memory = isinstance(source, Tensors)
+            self.facts[split] = () if in_memory else source.dataset
+            self.parts[split] = (
+                f'torch.load(DATA / f"{split}_tensor_{{DATE}}.pt")  # {what}' if in_memory else f"{GAP}  # {what}"
+            )
+            if not in_memory:
                 self.quote.gaps.append(f"{split} is {what}: make or load it")
-                self._optional(**{split: f"{GAP}  # {what}"})
-            self.answers[f"isinstance({split}, tuple | dict)"] = isinstance(source, Tensors)
-            self.answers[f"isinstance({split}, IterableDataset)"] = isinstance(source, Stream)
+            self.inlined[rf", \*\*{split.upper()}_LOADER"] = "" if in_memory else "".join(self._options(split, source))
+            self.parts[f"{split.upper()}_LOADER"] = None
 
-    def _batches(self) -> None:
-        sizes = {split: self._batch_size(source) for split, source in self._sources().items()}
-        self.parts["BATCH_SIZE"] = sizes["train"]
-        self.parts["VALID_BATCH_SIZE"] = sizes.get("valid")
+        sizes = {split: self._batch_size(source) for split, source in self.sources.items()}
+        self.parts["BATCH_SIZE"], self.parts["VALID_BATCH_SIZE"] = sizes["train"], sizes.get("valid")
         if sizes.get("valid") == sizes["train"]:
             self._instead("VALID_BATCH_SIZE", "BATCH_SIZE")
-
-        self.answers["SHUFFLE"] = getattr(self.recipe.train, "shuffle", None) is not False
-        for split, source in self._sources().items():
-            options = "" if isinstance(source, Tensors) else "".join(self._loader_keywords(split, source))
-            self.parts[f"{split.upper()}_LOADER"] = None
-            self.inlined[rf", \*\*{split.upper()}_LOADER"] = options
 
     def _batch_size(self, source: Source) -> str:
         if isinstance(source, Stream) and source.ready:
             return "None  # batches come ready"
         return repr(getattr(source, "batch_size", None) or self.recipe.settings.batch_size)
 
-    def _loader_keywords(self, split: str, source: Any) -> Iterator[str]:
+    def _options(self, split: str, source: Any) -> Iterator[str]:
+        """Further keywords of a split's DataLoader."""
         if source.sampler is not None or getattr(source, "batch_sampler", None) is not None:
             self.notes.append(f"the sampler of {split}, in whose place samples are shuffled or in order")
-        if source.drop_last and (split == "train" or isinstance(source, Stream)):
+        if source.drop_last and (split == "train" or isinstance(source, Stream)):  # validation takes all samples
             yield ", drop_last=True"
         for name, value in source.options.items():
             yield f", {name}={self.quote.value(value, f'the loader has {name}, which')}"
@@ -223,10 +199,10 @@ class Script:
         if not origin.seeded and not origin.at_hand:
             self.quote.gaps.append("the first weights there are another training's: as_code('folder') writes yours")
             weights = GAP
-        self._optional(FIRST_WEIGHTS=None if origin.seeded else weights)
+        self.facts["FIRST_WEIGHTS"] = self.parts["FIRST_WEIGHTS"] = None if origin.seeded else weights
 
         frozen = self._frozen(model)
-        self.parts["FROZEN"], self.answers["FROZEN"] = in_quotes(frozen), bool(frozen)
+        self.facts["FROZEN"], self.parts["FROZEN"] = frozen, in_quotes(frozen)
 
     def _frozen(self, model: nn.Module) -> list[str]:
         pattern = self.recipe.settings.freeze
@@ -237,33 +213,21 @@ class Script:
 
     def _loss(self) -> None:
         recipe = self.recipe
+        criterion = recipe.make_criterion()
+        self.facts |= {"criterion": criterion, "REDUCTION": recipe.reduction, "STEP": recipe.step}
+        self.facts["outputs"] = Logits() if type(recipe.model).__module__.startswith("transformers") else None
+        self.facts["WEIGHTED"] = any(Labels.of(criterion, source) is not None for source in self.sources.values())
         self.parts["criterion"] = self._criterion()
-        self.answers["criterion is not None"] = recipe.criterion is not None
-        self.answers["REDUCTION == 'sum'"] = recipe.reduction == "sum"
-        self.answers["hasattr(outputs, 'logits')"] = type(recipe.model).__module__.startswith("transformers")
-        self.answers["STEP is not None"] = recipe.step is not None
+        self._instead("MONITOR", '"valid_loss"' if recipe.valid is not None else '"train_loss"')
         if recipe.step is not None:
             self._instead("STEP", self.quote.reference(recipe.step))
 
         keys = self._keys()
         if keys is not None:
-            self.answers |= {"isinstance(batch, dict)": bool(keys), "isinstance(data, dict)": bool(keys)}
-        label = next((key for key in LABEL_KEYS if key in (keys or ())), "labels")
-        self._instead("LABEL", in_quotes(label))
-        self._count(keys)
-
-    def _count(self, keys: tuple[str, ...] | None) -> None:
-        """What the loss of a batch is a mean over: samples, unless labels are weighted or ignored."""
-        criterion = self.recipe.make_criterion()
-        labels = [Labels.of(criterion, source) for source in self._sources().values()]
-        weighted = next((found for found in labels if found is not None), None)
-        self.answers["isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss)"] = weighted is not None
-        self.answers["criterion.weight is not None"] = weighted is not None and weighted.weight is not None
-        if weighted is None:
-            self.inlined[r"count\(criterion, (\w+)\)"] = r"count_samples(\1)"
-        if keys is not None and all(isinstance(source, Tensors) for source in self._sources().values()):
-            first = in_quotes(keys[0]) if keys else "0"
-            self.inlined[r"count_samples\((\w+)\)"] = rf"len(\1[{first}])"
+            self.facts["batch"] = self.facts["data"] = dict.fromkeys(keys) if keys else ()
+        self._instead("LABEL", in_quotes(next((key for key in LABEL_KEYS if key in (keys or ())), "labels")))
+        if keys is not None and all(isinstance(source, Tensors) for source in self.sources.values()):
+            self.inlined[r"count_samples\((\w+)\)"] = rf"len(\1[{in_quotes(keys[0]) if keys else 0}])"
 
     def _keys(self) -> tuple[str, ...] | None:
         """The keys of a batch that is a dict; empty where it is none; None where only reading a stream would tell."""
@@ -308,7 +272,7 @@ class Script:
         if recipe.metrics and recipe.metrics_on_train:
             self.notes.append("the metrics of the training split")
         pairs = (f"{in_quotes(name)}: {self.quote.reference(metric)}" for name, metric in named.items())
-        self.parts["METRICS"], self.answers["METRICS"] = f"{{{', '.join(pairs)}}}", bool(named)
+        self.facts["METRICS"], self.parts["METRICS"] = named, f"{{{', '.join(pairs)}}}"
 
     # ------------------------------------------------------------------ optimizer and scheduler
 
@@ -321,18 +285,16 @@ class Script:
         trained = self._trained(spec, model)
         self.parts["optimizer"] = f"{self.quote.reference(spec.target)}({', '.join([trained, *words])})"
 
-        schedule = self.recipe.scheduler
-        self._optional(scheduler=None)
+        schedule, epochs = self.recipe.scheduler, self.recipe.settings.epochs
+        self.facts["SCHEDULE"] = self.parts["scheduler"] = None
         if schedule is not None:
             steps = train.steps(self.recipe.settings.batch_size)
-            totals = schedule.totals(self.recipe.settings.epochs, steps)
+            totals = schedule.totals(epochs, steps)
             words = ["optimizer", *self._keywords({**totals, **schedule.keywords})]
-            note = f"  # {self.recipe.settings.epochs} epochs of {steps} steps" if totals and schedule.per_batch else ""
-            self._optional(scheduler=f"{self.quote.reference(schedule.target)}({', '.join(words)}){note}")
-            self.answers["isinstance(scheduler, OneCycleLR)"] = schedule.per_batch
-            self.answers["isinstance(scheduler, ReduceLROnPlateau)"] = schedule.watches_loss and not schedule.per_batch
-        else:
-            self.answers |= {f"isinstance(scheduler, {name})": False for name in ("OneCycleLR", "ReduceLROnPlateau")}
+            note = f"  # {epochs} epochs of {steps} steps" if totals and schedule.per_batch else ""
+            self.parts["scheduler"] = f"{self.quote.reference(schedule.target)}({', '.join(words)}){note}"
+            per_epoch = "loss" if schedule.watches_loss else "epoch"
+            self.facts["SCHEDULE"] = "batch" if schedule.per_batch else per_epoch
 
     def _trained(self, spec: Optimizer, model: nn.Module) -> str:
         """The optimizer's parameters, or its groups of them by name."""
@@ -360,6 +322,19 @@ def in_quotes(value: str | list[str]) -> str:
     '["0.weight", "1.weight"]'
     """
     return dumps(value, ensure_ascii=False)
+
+
+def apart_from_imports(program: str) -> tuple[set[str], str]:
+    """The import lines at the top of a program, one for each name that it uses; and the rest of it."""
+    imports, used = set(), names_read(program)
+    for statement in ast.parse(program).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            home = f"from {statement.module} " if isinstance(statement, ast.ImportFrom) else ""
+            names = [alias for alias in statement.names if (alias.asname or alias.name) in used]
+            imports |= {f"{home}{ast.unparse(ast.Import([alias]))}" for alias in names}
+        elif not isinstance(statement, ast.Expr):  # the docstring
+            return imports, "\n".join(program.splitlines()[statement.lineno - 1 :])
+    return imports, ""
 
 
 def sorted_imports(lines: set[str]) -> str:

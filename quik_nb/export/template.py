@@ -1,7 +1,7 @@
-"""A program with some of its questions answered: branches that do not apply are left out, and parts are filled in.
+"""A program of which some questions are answered beforehand: branches that do not apply go, and parts are filled in.
 
-The template is Python that runs, without any marks: its questions are the tests of its `if` statements. What is not
-here: any knowledge of what the template does.
+The template is Python that runs as it is, without marks: its questions are the tests of its `if` statements. What is
+not here: any knowledge of what the template does.
 """
 
 import ast
@@ -10,151 +10,121 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
-LINT = re.compile(r"  # (noqa|type: ignore)\b.*|^# -{9,}.*", re.MULTILINE)
-"""Comments that speak to tools and headings, which a short program does without."""
+FOR_TOOLS = re.compile(r"  # (noqa|type: ignore)\b.*|^# -{9,}.*", re.MULTILINE)
+"""Comments for linters, and headings, which a short program does without."""
+
+QUESTIONS = {"__builtins__": {"isinstance": isinstance, "hasattr": hasattr, "tuple": tuple, "dict": dict}}
+"""What a test may use beside the facts."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A program to be made shorter.
+    """A program and what is known of it.
 
     >>> text = "if LOUD:\\n    print(NAME, 'shouts')\\nelse:\\n    print(NAME)\\nNAME = 'x'"
-    >>> Template(text, answers={"LOUD": False}, parts={"NAME": "'Ada'"}, inlined={}).filled()
-    (set(), "print(NAME)\\nNAME = 'Ada'")
+    >>> print(Template(text, facts={"LOUD": False}, parts={"NAME": "'Ada'"}, inlined={}).filled())
+    print(NAME)
+    NAME = 'Ada'
     """
 
     text: str
-    answers: Mapping[str, bool]
-    """by test, as `ast.unparse` writes it; `is None` and `!=` are answered by `is not None` and `==`"""
+    facts: Mapping[str, Any]
+    """values by name: a test about these alone is answered, any other stays in the program"""
     parts: Mapping[str, str | None]
-    """what to assign to a name; None to leave it out, with what a `with` or a `for` does for it"""
+    """what to assign to a name; None to leave it out, and the `with` or `for` that is about it"""
     inlined: Mapping[str, str]
     """what to write in place of what, by regular expression; comments stay as they are"""
 
-    def filled(self) -> tuple[set[str], str]:
-        """The import lines and the rest of the program that is left, without what nothing in it uses."""
-        statements = ast.parse(self.text).body
-        text = LINT.sub("", "\n".join(self._block(statements, 1, 0)))
-        imports, rest = _apart_from_imports(_without_unused(text))
-        return imports, re.sub(r"\n{4,}", "\n\n\n", rest)
-
-    # ------------------------------------------------------------------ statements
+    def filled(self) -> str:
+        """The program that is left, without what nothing in it uses."""
+        lines = self._block(ast.parse(self.text).body, 1, 0)
+        return re.sub(r"\n{4,}", "\n\n\n", without_unused(FOR_TOOLS.sub("", "\n".join(lines))))
 
     def _block(self, statements: Sequence[ast.stmt], first: int, shift: int) -> list[str]:
-        """The lines of statements, each with the comments above it, from line `first` on, moved left by `shift`."""
+        """Statements, each with the comments above it, from line `first` on; moved left by `shift`."""
         lines: list[str] = []
         for statement in statements:
-            above = self._lines(first, _start(statement) - 1, shift)
             kept = self._statement(statement, shift)
-            lines += above + kept if kept else []
+            lines += self._lines(first, _start(statement) - 1, shift) + kept if kept else []
             first = (statement.end_lineno or 0) + 1
-        while lines and not lines[0].strip():
-            del lines[0]
-        return lines
+        return "\n".join(lines).lstrip("\n").split("\n") if lines else []
+
+    def _body(self, statements: Sequence[ast.stmt], shift: int) -> list[str]:
+        """A block within another, from the comments above its first statement on."""
+        return self._block(statements, self._first_line(statements), shift)
+
+    def _first_line(self, statements: Sequence[ast.stmt]) -> int:
+        first, lines = _start(statements[0]), self.text.splitlines()
+        while lines[first - 2].lstrip().startswith("#"):
+            first -= 1
+        return first
 
     def _lines(self, first: int, last: int, shift: int) -> list[str]:
         """Lines of the template, both ends included."""
         return [line[shift:] for line in self.text.splitlines()[first - 1 : last]]
 
     def _statement(self, statement: ast.stmt, shift: int) -> list[str]:
-        inner = shift + 4
         match statement:
             case ast.If():
-                return self._branches(statement, shift)
-            case ast.With(items=[ast.withitem(context_expr=ast.Name(id=name))]) if self._is_left_out(name):
-                return self._block(statement.body, self._first_line(statement.body[0]), inner)
-            case ast.For(target=ast.Name(id=name)) if self._is_left_out(name):
-                return self._block(statement.body, self._first_line(statement.body[0]), inner)
+                return self._branch(statement, shift)
+            case ast.With(items=[ast.withitem(context_expr=ast.Name(id=name))]) | ast.For(target=ast.Name(id=name)) if (
+                self.parts.get(name, "") is None
+            ):
+                return self._body(statement.body, shift + 4)
             case ast.With() | ast.For():
-                first = self._first_line(statement.body[0])
-                header = self._lines(statement.lineno, first - 1, shift)
-                return [*map(self._inline, header), *self._block(statement.body, first, shift)]
+                header = self._lines(statement.lineno, self._first_line(statement.body) - 1, shift)
+                return [*map(self._inline, header), *self._body(statement.body, shift)]
             case ast.FunctionDef():
-                return [*_header(statement), *self._block(statement.body, statement.body[0].lineno, shift)]
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                if name in self.parts:
-                    return self._filled_in(statement, name, shift)
-            case ast.Expr(value=ast.Constant()):
-                return self._lines(statement.lineno, statement.end_lineno or 0, shift)
-        return self._folded(statement, shift)
+                return [*_header(statement), *self._body(statement.body, shift)]
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if (
+                name in self.parts
+            ):
+                return self._part(statement, name, shift)
+        return self._simple(statement, shift)
 
-    def _is_left_out(self, name: str) -> bool:
-        return name in self.parts and self.parts[name] is None
+    def _branch(self, statement: ast.If, shift: int) -> list[str]:
+        """What is left of an `if`: the branch that applies, or all from the first question that stays open."""
+        answer = self._answer(statement.test)
+        if answer is None:
+            lines = self._lines(statement.lineno, statement.end_lineno or 0, shift)
+            return self._inline(re.sub(r"^( *)elif", r"\1if", "\n".join(lines))).splitlines()
+        branch = statement.body if answer else statement.orelse
+        return self._body(branch, shift + branch[0].col_offset - statement.col_offset) if branch else []
 
-    def _branches(self, statement: ast.If, shift: int) -> list[str]:
-        """What is left of an `if` with its `elif` and `else`: a branch without its question, or the open questions."""
-        lines: list[str] = []
-        indent = " " * (statement.col_offset - shift)
-        tail: list[ast.stmt] = [statement]
-        while len(tail) == 1 and isinstance(branch := tail[0], ast.If):
-            tail, answer = branch.orelse, self._answer(branch.test)
-            if answer is None:
-                word = "elif" if lines else "if"
-                lines.append(f"{indent}{word} {self._inline(ast.get_source_segment(self.text, branch.test) or '')}:")
-                lines += self._block(branch.body, self._first_line(branch.body[0]), shift)
-            if answer:
-                tail = branch.body
-                break
-        if not tail:
-            return lines
-        first = self._first_line(tail[0])
-        if not lines:
-            return self._block(tail, first, shift + tail[0].col_offset - statement.col_offset)
-        return [*lines, f"{indent}else:", *self._block(tail, first, shift)]
+    def _answer(self, test: ast.expr) -> bool | None:
+        """The answer to a question; None where only the running program knows it."""
+        try:
+            return bool(eval(ast.unparse(test), {**QUESTIONS, **self.facts}))
+        except (NameError, AttributeError):
+            return None
 
-    def _first_line(self, statement: ast.stmt) -> int:
-        """The first line of a statement, or of the comments right above it."""
-        line, texts = _start(statement), self.text.splitlines()
-        while texts[line - 2].lstrip().startswith("#"):
-            line -= 1
-        return line
-
-    def _filled_in(self, statement: ast.Assign | ast.AnnAssign, name: str, shift: int) -> list[str]:
-        """An assignment with another value; what its comment says of a unit stays true."""
-        part, value = self.parts[name], statement.value
-        if part is None or value is None:
+    def _part(self, statement: ast.Assign | ast.AnnAssign, name: str, shift: int) -> list[str]:
+        """An assignment of another value; its comment, which tells the unit, stays unless the value brings one."""
+        part = self.parts[name]
+        if part is None:
             return []
         last = self.text.splitlines()[(statement.end_lineno or 0) - 1]
         comment = "" if "  # " in part else last[statement.end_col_offset or 0 :]
-        indent = " " * (statement.col_offset - shift)
-        return textwrap.indent(f"{name} = {part}{comment}", indent).splitlines()
+        return textwrap.indent(f"{name} = {part}{comment}", " " * (statement.col_offset - shift)).splitlines()
 
-    def _folded(self, statement: ast.stmt, shift: int) -> list[str]:
-        """A statement in which the conditional expressions are answered."""
-        text = "\n".join(self._lines(statement.lineno, statement.end_lineno or 0, shift))
+    def _simple(self, statement: ast.stmt, shift: int) -> list[str]:
+        """A statement whose conditional expressions are answered; an assignment of the answer None is left out."""
+        text = "\n".join(self._lines(_start(statement), statement.end_lineno or 0, shift))
         for node in ast.walk(statement):
             if isinstance(node, ast.IfExp) and (answer := self._answer(node.test)) is not None:
-                whole, chosen = (
-                    ast.get_source_segment(self.text, part) or ""
-                    for part in (node, node.body if answer else node.orelse)
-                )
-                text = text.replace(whole, chosen)
+                chosen = node.body if answer else node.orelse
+                if isinstance(statement, ast.Assign) and node is statement.value and ast.unparse(chosen) == "None":
+                    return []
+                whole, part = (ast.get_source_segment(self.text, piece) or "" for piece in (node, chosen))
+                text = text.replace(whole, part)
         return self._inline(text).splitlines()
 
     def _inline(self, text: str) -> str:
         for pattern, replacement in self.inlined.items():
             text = re.sub(rf"\b{pattern}", replacement, text)
         return text
-
-    # ------------------------------------------------------------------ questions
-
-    def _answer(self, test: ast.expr) -> bool | None:
-        """The answer to a question; None where it stays open."""
-        match test:
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                answer = self._answer(operand)
-                return None if answer is None else not answer
-            case ast.BoolOp(op=operator, values=values):
-                answers = [self._answer(value) for value in values]
-                decisive = isinstance(operator, ast.Or)
-                if decisive in answers:
-                    return decisive
-                return None if None in answers else not decisive
-            case ast.Compare(left=left, ops=[ast.Is() | ast.NotEq() as operator], comparators=others):
-                opposite = ast.IsNot() if isinstance(operator, ast.Is) else ast.Eq()
-                return self._answer(ast.UnaryOp(ast.Not(), ast.Compare(left, [opposite], others)))
-        return self.answers.get(ast.unparse(test))
 
 
 def _start(statement: ast.stmt) -> int:
@@ -167,55 +137,28 @@ def _header(function: ast.FunctionDef) -> list[str]:
     """The lines of a function before its body, without annotations."""
     bare = deepcopy(function)
     bare.returns, bare.body = None, [ast.Pass()]
-    for argument in ast.walk(bare.args):
-        if isinstance(argument, ast.arg):
-            argument.annotation = None
+    for node in ast.walk(bare.args):
+        if isinstance(node, ast.arg):
+            node.annotation = None
     return ast.unparse(bare).splitlines()[:-1]
 
 
-def _without_unused(text: str) -> str:
-    """A program without the imports, values and functions at its top level that nothing in it uses."""
-    while True:
-        tree, lines = ast.parse(text), text.splitlines()
-        used = [names_read(ast.unparse(statement)) for statement in tree.body]
-        end = 0
-        left: list[str] = []
-        for place, statement in enumerate(tree.body):
-            others = set().union(*used[:place], *used[place + 1 :])
-            names = _names(statement)
-            if not names or names & others:
-                left += lines[end : statement.end_lineno]
-            end = statement.end_lineno or 0
-        if left == lines:
-            return text
-        text = "\n".join(left)
+def without_unused(text: str) -> str:
+    """A program without the imports, values and functions at its top level that nothing in it uses.
 
-
-def _names(statement: ast.stmt) -> set[str]:
-    """The names that a statement at the top level gives to things, where it does nothing else."""
-    match statement:
-        case ast.FunctionDef(name=name):
-            return {name}
-        case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-            return {(alias.asname or alias.name).split(".")[0] for alias in aliases}
-        case ast.Assign(targets=targets):
-            return {target.id for target in targets if isinstance(target, ast.Name)}
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            return {name}
-    return set()
-
-
-def _apart_from_imports(text: str) -> tuple[set[str], str]:
-    """The imports at the top of a program, one name a line, as far as it uses them; and what comes after them."""
-    imports, used = set(), names_read(text)
-    for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            home = f"from {statement.module} " if isinstance(statement, ast.ImportFrom) else ""
-            names = [alias for alias in statement.names if (alias.asname or alias.name) in used]
-            imports |= {f"{home}{ast.unparse(ast.Import([alias]))}" for alias in names}
-        elif not isinstance(statement, ast.Expr):
-            return imports, "\n".join(text.splitlines()[_start(statement) - 1 :])
-    return imports, ""
+    >>> without_unused("import math\\n\\ndef f():\\n    return g()\\n\\ndef g():\\n    return 1\\n\\nprint(2)")
+    '\\nprint(2)'
+    """
+    statements, lines = ast.parse(text).body, text.splitlines()
+    used = [names_read(ast.unparse(statement)) for statement in statements]
+    left: list[str] = []
+    end = 0
+    for place, statement in enumerate(statements):
+        names = names_made(ast.unparse(statement))
+        if not names or isinstance(statement, ast.If) or names & set().union(*used[:place], *used[place + 1 :]):
+            left += lines[end : statement.end_lineno]
+        end = statement.end_lineno or 0
+    return text if left == lines else without_unused("\n".join(left))
 
 
 def names_read(code: str) -> set[str]:
@@ -251,6 +194,8 @@ def names_made(code: str, local: bool = False) -> set[str]:
                     return
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                 made.add(name)
+            case ast.alias(name=name, asname=other):
+                made.add((other or name).split(".")[0])
         for inner in ast.iter_child_nodes(node):
             look(inner)
 
