@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from quik_nb.errors import DivergenceError
+from quik_nb.events import Event
 from quik_nb.recipe.recipe import Recipe
-from quik_nb.training import rng, train_mode
+from quik_nb.training.job import Job
+from quik_nb.training.loop import Loop
 from quik_nb.training.pytree import to_cpu_copy
-from quik_nb.training.trainer import Job, Trainer
+from quik_nb.training.rank import loop_of
 from quik_nb.training.world import World
 
 BETA = 0.9
@@ -44,39 +46,43 @@ def range_test(recipe: Recipe, device: torch.device, start: float, end: float, s
     """
     settings = replace(recipe.settings, ema=None, patience=None, compile=False, checkpoint_minutes=None)
     bare = replace(recipe, settings=settings, scheduler=None, valid=None, metrics={})
-    assert bare.model is not None  # Recipe.check has seen to it
     points: list[Point] = []
-    with rng.preserved(device), as_before(bare.model):
-        trainer = Trainer(Job(bare, steps, "the learning-rate finder"), World(device=device))
-        try:
-            with suppress(DivergenceError):
-                for point in _walk(trainer, start, end, steps):
-                    points.append(point)
-                    if len(points) == steps or blown_up([loss for _, loss in points]):
-                        break
-        finally:
-            trainer.release()
+
+    def walk(loop: Loop) -> None:
+        for point in _walk(loop, start, end, steps):
+            points.append(point)
+            if len(points) == steps or blown_up([loss for _, loss in points]):
+                return
+
+    job = Job(bare, steps, "the learning-rate finder", loop=walk)
+    with as_before(job.model), suppress(DivergenceError), loop_of(job, World(device=device), nobody_listens) as loop:
+        walk(loop)
     return points
 
 
-def _walk(trainer: Trainer, start: float, end: float, steps: int) -> Iterator[Point]:
-    """One point for each optimizer step."""
+def nobody_listens(event: Event) -> None:
+    """Events of the test are shown nowhere."""
+
+
+def _walk(loop: Loop, start: float, end: float, steps: int) -> Iterator[Point]:
+    """The rate and the loss of each optimizer step, over as many epochs as that takes."""
     rates = (start * (end / start) ** (i / max(1, steps - 1)) for i in count())
-    meter = trainer.meter
-    for _ in trainer.iter_epochs():
-        rate, fresh = 0.0, True
-        for data in trainer.loader("train"):
-            if fresh:
-                rate, total, samples = next(rates), meter.sum, meter.count
-                trainer.updater.set_lr(rate)
-            trainer.train_step(data)
-            trainer.outbox.clear()
-            assert trainer.batch is not None  # the loader has just set it
-            fresh = trainer.batch.last
-            if fresh:
-                meter.read()
-                yield rate, (meter.sum - total) / (meter.count - samples)
-        trainer.next_epoch()
+    for _ in loop.iter_epochs():
+        rate, total, amount, at_boundary = 0.0, 0.0, 0.0, True
+        for batch in loop.batches("train"):
+            if at_boundary:
+                rate, total, amount = next(rates), 0.0, 0.0
+                loop.set_lr(rate)
+
+            output = loop.train_step(batch)
+            weight = float(batch.samples if output.count is None else output.count)
+            total += float(output.loss) * (1.0 if output.reduction == "sum" else weight)
+            amount += weight
+
+            at_boundary = batch.last
+            if at_boundary:
+                yield rate, total / amount
+        loop.next_epoch()
 
 
 @contextmanager
@@ -86,8 +92,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
     state = to_cpu_copy(model.state_dict())
     loose = {name: to_cpu_copy(b) for name, b in model.named_buffers() if name not in state}  # those that are not saved
     try:
-        with train_mode.kept(model):
-            yield
+        yield
     finally:
         model.zero_grad()
         model.to(home).load_state_dict(state)

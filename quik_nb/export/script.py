@@ -24,7 +24,7 @@ from quik_nb.export.template import Template, names_made, names_read
 from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source
 from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Spec, fits
 from quik_nb.storage.files import Files, write
-from quik_nb.training.forward import Labels
+from quik_nb.training.forward import WeightedMean
 from quik_nb.training.optimizers import optimizer_keywords, parameter_groups
 from quik_nb.training.rng import preserved
 
@@ -216,7 +216,7 @@ class Script:
         criterion = recipe.make_criterion()
         self.facts |= {"criterion": criterion, "REDUCTION": recipe.reduction, "STEP": recipe.step}
         self.facts["outputs"] = Logits() if type(recipe.model).__module__.startswith("transformers") else None
-        self.facts["WEIGHTED"] = any(Labels.of(criterion, source) is not None for source in self.sources.values())
+        self.facts["WEIGHTED"] = any(WeightedMean.of(criterion, source) is not None for source in self.sources.values())
         self.parts["criterion"] = self._criterion()
         self._instead("MONITOR", '"valid_loss"' if recipe.valid is not None else '"train_loss"')
         if recipe.step is not None:

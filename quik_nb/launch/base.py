@@ -13,8 +13,8 @@ from quik_nb.events import Event
 from quik_nb.launch.placement import Placement
 from quik_nb.storage.checkpointer import Saver
 from quik_nb.training.commands import Commands
+from quik_nb.training.job import Job
 from quik_nb.training.progress import Snapshot
-from quik_nb.training.trainer import Job
 
 
 class Running(Protocol):

@@ -1,19 +1,18 @@
-"""Training in this process: one rank, with the user's random numbers and the model's device given back."""
+"""Training in this process: the model is trained in place, and rolled back to its last row where the run fails."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from quik_nb.events import Event
+from quik_nb.events import Annotation, Event
 from quik_nb.launch.placement import Placement
 from quik_nb.storage.checkpointer import Saver
-from quik_nb.training import rng, train_mode
 from quik_nb.training.commands import LocalCommands
-from quik_nb.training.loop import run_own
+from quik_nb.training.job import Emit, Job
 from quik_nb.training.progress import Snapshot
-from quik_nb.training.trainer import Job, Trainer
+from quik_nb.training.rank import run_rank
 from quik_nb.training.world import World
 
 
@@ -30,9 +29,8 @@ class InProcess:
     """always empty: an event is emitted when it happens"""
 
     def __init__(self, job: Job, placement: Placement, saver: Saver | None = None) -> None:
-        assert job.recipe.model is not None  # Recipe.check has seen to it
         self.job = job
-        self.model = job.recipe.model
+        self.model = job.model
         self.device = torch.device(placement.devices[0])
         self.saver = saver
         self.commands = LocalCommands()
@@ -45,32 +43,23 @@ class InProcess:
     def __enter__(self) -> Self:
         return self
 
-    def events(self, emit: Callable[[Event], None]) -> None:
+    def events(self, emit: Emit) -> None:
         """Train, and emit the events as they happen."""
         __tracebackhide__ = True
-        trainer: Trainer | None = None
-        own_device = next(self.model.parameters()).device
-        try:
-            with rng.preserved(self.device), train_mode.kept(self.model):
-                trainer = Trainer(self.job, World(device=self.device), self.commands, self._keep)
-                if self.saver is not None:
-                    self.saver.begin(trainer)
-                    self._is_saving = True
-                if self.job.loop is not None:
-                    run_own(trainer, self.job.loop, emit)
-                else:
-                    for event in trainer.run():
-                        emit(event)
-            self._has_finished = True
-        finally:
-            if trainer is not None:
-                trainer.release()
-            self.model.to(own_device)
+        run_rank(self.job, World(device=self.device), self.commands, self, emit)
+        self._has_finished = True
 
-    def _keep(self, trainer: Trainer) -> None:
-        self._last = trainer.snapshot().copy()
+    def begin(self, snapshot: Snapshot) -> None:
+        """Before the first step."""
         if self.saver is not None:
-            self.saver.take(self._last, trainer.annotations)
+            self.saver.begin(snapshot)
+            self._is_saving = True
+
+    def __call__(self, snapshot: Snapshot, annotations: list[Annotation]) -> None:
+        """Keep a copy of the state of a row, and write its files."""
+        self._last = snapshot.copy()
+        if self.saver is not None:
+            self.saver(self._last, annotations)
 
     def kill(self) -> None:
         """Nothing: it ends with its process."""
@@ -80,8 +69,6 @@ class InProcess:
     ) -> None:
         """Roll a training that did not come to its end back to its last row, and write the files that wait."""
         self._is_over = True
-        self.model.zero_grad()
-
         if not self._has_finished:
             self.model.load_state_dict(self._last.weights)
 

@@ -8,7 +8,7 @@ from quik_nb.launch.in_process import InProcess
 from quik_nb.launch.placement import Placement
 from quik_nb.launch.workers import Workers
 from quik_nb.storage.checkpointer import Saver
-from quik_nb.training.trainer import Job
+from quik_nb.training.job import Job
 
 LAUNCHERS = {
     "in_process": Launcher(InProcess, creates_processes=False),

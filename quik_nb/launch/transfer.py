@@ -25,7 +25,7 @@ from quik_nb.errors import RecipeError
 from quik_nb.recipe.data import SPLITS, Source, Tensors, compact
 from quik_nb.storage import pickling
 from quik_nb.storage.locks import hold
-from quik_nb.training.trainer import Job
+from quik_nb.training.job import Job
 
 PREFIX = "quik_nb_"
 LOCK = "lock"

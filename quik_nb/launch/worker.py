@@ -23,8 +23,8 @@ from quik_nb.launch.stdlib_patches import keep_sockets_in
 from quik_nb.launch.transfer import read_job
 from quik_nb.storage.checkpointer import Saver
 from quik_nb.training.commands import AHEAD, SharedCommands
-from quik_nb.training.loop import run_own
-from quik_nb.training.trainer import Job, Trainer
+from quik_nb.training.job import Job
+from quik_nb.training.rank import run_rank
 from quik_nb.training.world import World, join
 
 
@@ -130,16 +130,7 @@ def _join(config: WorkerConfig) -> World:
 
 def _train(config: WorkerConfig, job: Job, world: World, sender: "EventSender") -> None:
     commands = SharedCommands(config.commands, config.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
-    trainer = Trainer(job, world, commands, config.saver)
-    if world.is_logger:
-        config.saver.begin(trainer)
-
-    emit = sender.send if world.is_logger else ignore
-    if job.loop is not None:
-        run_own(trainer, job.loop, emit)
-    else:
-        for event in trainer.run():
-            emit(event)
+    run_rank(job, world, commands, config.saver, sender.send if world.is_logger else ignore)
 
 
 def ignore(event: Any) -> None:

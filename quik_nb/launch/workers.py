@@ -29,8 +29,8 @@ from quik_nb.launch.transfer import SCRATCH, write_job
 from quik_nb.launch.worker import DONE, WorkerConfig, work
 from quik_nb.storage.checkpointer import Saver, read_checkpoint, stamp
 from quik_nb.training.commands import SharedCommands
+from quik_nb.training.job import Job
 from quik_nb.training.progress import Snapshot
-from quik_nb.training.trainer import Job
 
 GRACE_SECONDS = 2.0
 """How long the error of a lost connection waits for the error that caused it."""

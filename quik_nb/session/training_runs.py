@@ -28,8 +28,8 @@ from quik_nb.session.run import Interrupts, Run
 from quik_nb.session.run_log import RunRecord, described, difference, table
 from quik_nb.storage.run_state import State
 from quik_nb.training.carry_over import base_rate, carried, same_loss
+from quik_nb.training.job import Job, fit
 from quik_nb.training.progress import Snapshot
-from quik_nb.training.trainer import Job
 from quik_nb.views.choose import choose, runs_headless
 
 EVENTS = {"RunStart": "run_start", "StepEnd": "step_end", "EpochEnd": "epoch_end", "RunEnd": "run_end"}
@@ -176,7 +176,7 @@ class Runs(Steps):
         state.held = None
         # the schedule spans the session's own epochs, also where this call trains fewer of them
         plan = replace(recipe, settings=replace(recipe.settings, epochs=self.settings.epochs))
-        job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop)
+        job = Job(plan, progress.epoch + recipe.settings.epochs, str(placement), progress, loop or fit)
         heard = loop is not None or bool(self._listeners)  # by code of the user's own, which may look for the files
         started = launch(job, placement, state.begin(plan, at_once=heard))
         self._run = run = Run(started, state.history, self._settle, self._listen)

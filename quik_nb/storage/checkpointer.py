@@ -11,7 +11,6 @@ from quik_nb.history import History, score
 from quik_nb.storage import pickling
 from quik_nb.storage.files import Files, is_shared, link_or_copy, read, weights_in, write
 from quik_nb.training.progress import Progress, Snapshot
-from quik_nb.training.trainer import Trainer
 
 Weights = dict[str, Any]
 
@@ -57,38 +56,33 @@ class Saver:
     _last: Snapshot | None = None
     """what the checkpoint holds"""
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self, snapshot: Snapshot) -> None:
         """Before the first step: the folder, and the weights that a new training starts from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.files is not None and trainer.epoch == 0 and trainer.step_in_epoch == 0:
-            write(trainer.snapshot().weights, self.files.weights("orig"))
+        if self.files is not None and snapshot.progress.epoch == 0 and snapshot.progress.step == 0:
+            write(snapshot.weights, self.files.weights("orig"))
         now = time.monotonic()
         self._files_due, self._checkpoint_due = now + BEHIND_SECONDS, now + CHECKPOINT_AFTER
 
-    def __call__(self, trainer: Trainer) -> None:
-        """Keep the state that a trainer has now; not for one that trains on while files wait."""
-        self.take(trainer.snapshot(), trainer.annotations)
-
-    def take(self, kept: Snapshot, marks: list[Annotation]) -> None:
+    def __call__(self, snapshot: Snapshot, annotations: list[Annotation]) -> None:
         """Write the files of a row, now or soon.
 
         Args:
-            kept: the state at its end, which must not change while it waits.
-            marks: of what was done to the run since the last row; they are taken out of the list.
+            snapshot: the state at its end, which must not change while it waits.
+            annotations: of what was done to the run since the last row.
         """
-        row = kept.row
+        row = snapshot.row
         assert row is not None  # this is called at the end of a row
         if self.files is not None:
             if row.fraction == 1.0:
-                self._waiting.append((row, kept.weights))
-            self._lines += History([row], marks).to_jsonl()
-            marks.clear()
+                self._waiting.append((row, snapshot.weights))
+            self._lines += History([row], annotations).to_jsonl()
         now = time.monotonic()
         whole_state = row.fraction < 1.0 or self.every_epoch or now >= self._checkpoint_due
         if whole_state or self.at_once or now >= self._files_due or self._waiting_bytes() > BEHIND_BYTES:
             self.flush()
         if whole_state:
-            self._checkpoint(kept)
+            self._checkpoint(snapshot)
 
     def flush(self) -> None:
         """Write what waits; what cannot be written goes on waiting."""

@@ -7,9 +7,9 @@ from typing import Any
 from quik_nb.recipe.data import alike
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe, Spec
-from quik_nb.training.optimizers import optimizer_keywords
+from quik_nb.training.optimizers import optimizer_keywords, trained_parameters
 from quik_nb.training.progress import Progress
-from quik_nb.training.updater import STEADY, trained_parameters
+from quik_nb.training.schedule import STEADY
 
 ANY_FORM = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_decay", "eps")
 """Keywords of optimizers that change no moments."""

@@ -1,7 +1,7 @@
 """A pass over a split without training: its exact loss and metrics over all ranks, or the outputs in order."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,34 +11,37 @@ from torch.utils.data import default_collate
 from quik_nb.errors import RecipeError
 from quik_nb.recipe.data import Samples, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
-from quik_nb.training import rng
-from quik_nb.training.data.batch import Batch, Batches, bytes_of, to_device
+from quik_nb.training import rng, torch_switches
+from quik_nb.training.data.batch import Batch, Batches, to_device
 from quik_nb.training.data.batches import eval_batches
-from quik_nb.training.data.in_memory import EvalBatches
 from quik_nb.training.data.loaders import StreamBatches
-from quik_nb.training.forward import Step, describe, main_output, split_batch
-from quik_nb.training.metrics import MetricSet, detached, exact, join
-from quik_nb.training.optimizers import resolve_precision
+from quik_nb.training.forward import ForwardStep, StepContext, criterion_on, describe, main_output, split_batch
+from quik_nb.training.metrics import MetricSet, ValueMeans, detached, exact, join
+from quik_nb.training.precision import Autocast
 from quik_nb.training.train_mode import evaluating
 from quik_nb.training.world import World
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 class Evaluation:
     """One pass over a split: every sample counts once, on whichever rank it is seen.
 
     Args:
-        recipe: with batch size and metrics.
-        model: the module itself, without a DDP wrapper: ranks need not be in step.
+        recipe: with seed and metrics.
+        model: the module itself: ranks need not be in step.
         step: batch to loss and outputs.
         world: this rank among the others.
         autocast: the context of a forward pass.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, step: Step, world: World, autocast: Autocast) -> None:
-        self.recipe, self.model, self.step, self.world, self.autocast = recipe, model, step, world, autocast
+    def __init__(self, recipe: Recipe, model: nn.Module, step: ForwardStep, world: World, autocast: Autocast) -> None:
+        self.recipe = recipe
+        self.model = model
+        self.step = step
+        self.world = world
+        self.autocast = autocast
+        self.context = StepContext("data", 0, 0, world)
         self.metrics = MetricSet(recipe.metrics, world)
+        self.values = ValueMeans()
         self.cut = False
         """set it to True to end the pass early: then no rank has a loss"""
         self.sum = torch.zeros((), dtype=exact(world.device), device=world.device)
@@ -46,28 +49,27 @@ class Evaluation:
 
     def over(self, batches: Batches) -> Iterator[tuple[int, int | None]]:
         """Walk the split; yields (batches done, batches in all or None), and ends early where it is cut."""
-        in_step = isinstance(batches, StreamBatches) and self.world.is_ddp
+        in_step = isinstance(batches, StreamBatches) and self.world.world_size > 1
         if isinstance(batches, StreamBatches):
             batches.leave = lambda: self.cut  # ranks that read a stream in step must leave it in step
         with evaluating(self.model):
             for done, batch in enumerate(batches.epoch(self.recipe.settings.seed, 0), start=1):
                 if batch.samples:
-                    outputs = self._take(batch)
-                    if done == 1 and outputs is not None:
-                        grow(batches, batch, outputs)
+                    self._add(batch, self.context._replace(step=done - 1))
                 yield done, batches.steps
                 if self.cut and not in_step:
                     return
 
-    def _take(self, batch: Batch) -> Any:
-        with self.autocast():
-            result = self.step(self.model, batch.data)
-        count = batch.samples if result.counted is None else result.counted
-        self.sum += result.loss.to(self.sum.dtype) * (1 if self.step.sums else count)
+    def _add(self, batch: Batch, context: StepContext) -> None:
+        with self.autocast:
+            output = self.step(self.model, batch, context)
+
+        count = batch.samples if output.count is None else output.count
+        self.sum += output.loss.to(self.sum.dtype) * (1 if output.reduction == "sum" else count)
         self.count += count
-        if self.metrics.names and result.outputs is not None:
-            self.metrics.update(result.outputs, result.target)
-        return result.outputs
+        self.values.add(output.values, batch.samples)
+        if self.metrics.names and output.outputs is not None:
+            self.metrics.update(output.outputs, output.target)
 
     def loss(self) -> float | None:
         """The mean loss over the samples of all ranks (all ranks participate); None if any of them was cut.
@@ -82,39 +84,49 @@ class Evaluation:
         if not count:
             raise RecipeError(
                 "There was nothing to validate with: the split came out empty, or all its labels are ignored. Pass one "
-                "with samples, or a stream that starts anew for each pass (not an exhausted iterator)."
+                "with samples, or a stream that starts again for each pass (not an exhausted iterator)."
             )
         return float(loss / count)
+
+    def columns(self) -> dict[str, float]:
+        """The metrics, and the further numbers of a step of the user's own (all ranks participate)."""
+        values = self.values.compute(self.world) if self.recipe.step is not None else {}
+        return {**self.metrics.compute(), **{f"valid_{name}": value for name, value in values.items()}}
 
 
 def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, float]:
     """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
-    with _on(recipe, device) as (model, world, autocast), closing(Step(recipe, device)) as step:
-        evaluation = Evaluation(recipe, model, step, world, autocast)
-        for _ in evaluation.over(eval_batches(source, recipe.settings, world)):
+    with _evaluation(recipe, device) as evaluation:
+        for _ in evaluation.over(eval_batches(source, recipe.settings, evaluation.world)):
             pass
         loss = evaluation.loss()
         assert loss is not None  # nothing cuts it
-        return {"loss": loss, **evaluation.metrics.compute()}
+        return {"loss": loss, **evaluation.columns()}
+
+
+@contextmanager
+def _evaluation(recipe: Recipe, device: torch.device) -> Iterator[Evaluation]:
+    with ExitStack() as stack:
+        model, world, autocast = stack.enter_context(_on(recipe, device))
+        step = ForwardStep(recipe, stack.enter_context(criterion_on(recipe, device)))
+        stack.enter_context(step.listening())
+        yield Evaluation(recipe, model, step, world, autocast)
 
 
 def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
     """The outputs for all samples of a source in order, on the CPU; a target in the batches is left aside."""
     width, parts = batch_width(recipe.train), []
     with _on(recipe, device) as (model, world, autocast), evaluating(model):
-        batches = eval_batches(source, recipe.settings, world)
-        for batch in batches.epoch(recipe.settings.seed, 0):
+        for batch in eval_batches(source, recipe.settings, world).epoch(recipe.settings.seed, 0):
             inputs = model_inputs(batch.data, width)
-            with autocast(), told(inputs):
+            with autocast, note_predict_inputs(inputs):
                 outputs = main_output(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
             parts.append(to_device(detached(outputs), torch.device("cpu")))
-            if len(parts) == 1:
-                grow(batches, batch, outputs)
     return join(parts)
 
 
 @contextmanager
-def told(inputs: Any) -> Iterator[None]:
+def note_predict_inputs(inputs: Any) -> Iterator[None]:
     """Say of an error in a forward pass what the model was called with: a step of the user's own is not asked here."""
     try:
         yield
@@ -126,28 +138,17 @@ def told(inputs: Any) -> Iterator[None]:
         raise
 
 
-def grow(batches: Batches, batch: Batch, outputs: Any) -> None:
-    """Once the outputs of a batch are known, take as many rows at once as fit in memory with theirs."""
-    if isinstance(batches, EvalBatches):
-        batches.fit(bytes_of(outputs) // batch.samples)
-
-
 @contextmanager
 def _on(recipe: Recipe, device: torch.device) -> Iterator[tuple[nn.Module, World, Autocast]]:
     """The recipe's model on a device for a while, and the user's random numbers left as they are."""
-    assert recipe.model is not None  # the session has seen to it
-    home = next((p.device for p in recipe.model.parameters()), device)
-    dtype = resolve_precision(recipe.settings.precision, device)
+    model = recipe.model
+    assert model is not None  # the session has looked
+    home = next((p.device for p in model.parameters()), device)
     try:
-        with rng.preserved(device):
-            yield recipe.model.to(device), World(device=device), lambda: autocast(device, dtype)
+        with rng.preserved(device), torch_switches.preserved():
+            yield model.to(device), World(device=device), Autocast(device, recipe.settings.precision)
     finally:
-        recipe.model.to(home)
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    """The context of a forward pass: mixed precision where there is a dtype, nothing otherwise."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        model.to(home)
 
 
 def batch_width(source: Source | None) -> int | None:

@@ -1,86 +1,523 @@
-"""A loop of the user's own, on the pieces of a training: same numbers, same view, same stops as `train()`.
+"""**The** loop: one rank of a training, from `RunStart` to `RunEnd`.
 
-    def loop(session):
-        for epoch in session.iter_epochs():
-            for x, y in session.loader("train"):
-                with session.autocast():
-                    loss = session.criterion(session.model(x), y)
-                session.backward(loss)
-                session.metrics.add_loss(loss)
-            session.end_epoch()
+    def fit(loop):
+        for _ in loop.iter_epochs():
+            for batch in loop.batches("train"):
+                loop.train_step(batch)
+            loop.end_epoch()
 
-`backward` scales, accumulates, clips, steps and zeroes; `end_epoch` validates, steps the scheduler, saves and draws.
+`session.train()` is `session.traverse(fit)`: a loop of the user's own has the same pieces, the same view, stops and
+files, and gives the same numbers. Everything that happens is pushed into one `emit`:
+
+    RunStart
+    for each epoch:
+        for each batch:       commands? . forward . backward . (last micro-batch: clip, step, zero) . heartbeat?
+        validation            . the sums of all ranks . scheduler
+        snapshot              . checkpoint (rank 0) . EpochEnd
+    RunEnd
+
+Nothing here draws, writes a file, knows a notebook or starts a process.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from quik_nb.events import Event, RunEnd
-from quik_nb.recipe.settings import Settings
-from quik_nb.training.trainer import Stopped, Trainer
-from quik_nb.training.world import World
+from quik_nb.errors import DivergenceError, RecipeError
+from quik_nb.events import Annotation, EpochEnd, Row, RunEnd, RunStart, StepEnd
+from quik_nb.history import score
+from quik_nb.recipe.data import SPLITS
+from quik_nb.training import rng
+from quik_nb.training.boundary import StepBoundary
+from quik_nb.training.data.batch import Batch
+from quik_nb.training.data.batches import eval_batches, train_batches
+from quik_nb.training.engine import Engine
+from quik_nb.training.epoch import EpochRecord, mean_loss
+from quik_nb.training.evaluate import Evaluation
+from quik_nb.training.forward import ForwardStep, StepContext, StepOutput
+from quik_nb.training.job import Checkpoint, Emit, Job
+from quik_nb.training.monitor import Monitor
+from quik_nb.training.parallel import Agreement
+from quik_nb.training.precision import Autocast
+from quik_nb.training.progress import Progress, Snapshot
+
+
+class Stopped(BaseException):  # a signal, which an `except Exception` in a user's loop must let pass
+    """The run was stopped at a step boundary."""
+
+
+@dataclass
+class Position:
+    """Where a training stands."""
+
+    epoch: int
+    step: int
+    """optimizer steps done in this epoch"""
+    drawn: bool = False
+    """whether all batches of the epoch were handed out"""
 
 
 class Loop:
-    """What a loop of the user's own is called with, on each rank.
+    """A training on one rank: what a loop of your own is called with.
 
     Attributes:
-        model: the model to call; wrapped by DistributedDataParallel where there are several ranks.
+        model: the model, a module of your own class on any number of ranks.
         criterion: as `set_criterion` made it, on the device.
-        optimizer: over the trainable parameters, for those who step it themselves.
-        scheduler: or None.
-        world: `rank`, `world_size`, `device`, `is_logger`, `is_ddp`.
+        world: `rank`, `world_size`, `device`, `is_logger`.
         settings: of the session.
-        metrics: `metrics.add_loss(loss)` counts a loss towards the epoch's mean.
+        metrics: `metrics.add_loss(loss)` counts a loss towards the epoch's mean, `metrics.add(kl=kl)` makes a column.
+
+    >>> def loop(session):
+    ...     for epoch in session.iter_epochs():
+    ...         for x, y in session.loader("train"):
+    ...             loss = session.criterion(session.model(x), y)
+    ...             session.backward(loss)
+    ...             session.metrics.add_loss(loss)
+    ...         session.end_epoch()
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self.model = trainer.call
-        self.criterion: Any = trainer.step.criterion
-        self.optimizer, self.scheduler = trainer.updater.optimizer, trainer.updater.scheduler
-        self.world: World = trainer.world
-        self.settings: Settings = trainer.settings
-        self.metrics = Losses(trainer)
+    def __init__(self, job: Job, engine: Engine, valid_step: ForwardStep, boundary: StepBoundary, emit: Emit) -> None:
+        recipe, world = job.recipe, engine.world
+        self.world = world
+        self.settings = recipe.settings
+        self.model = engine.model
+        self.criterion: Any = engine.forward_step.criterion
+        self.metrics = LoopMetrics(self)
+        self.reason = ""
+        """why the training ends before its last epoch, in words"""
+
+        self._job = job
+        self._engine = engine
+        self._valid_step = valid_step
+        self._boundary = boundary
+        self._emit = emit
+        self._checkpoint: Checkpoint | None = None
+        self._train = train_batches(recipe, world)
+        self._position = Position(job.progress.epoch, job.progress.step)
+        self._record = EpochRecord(recipe, world, boundary.clock, job.progress)
+        self._monitor = Monitor(recipe.settings, job.progress)
+        self._agreement = Agreement(engine.model, world, boundary.clock)
+        self._annotations: list[Annotation] = []
+        """since the last row"""
+        self._rng_states = job.progress.rng_states
+        """of all ranks, to go on with in an epoch that was begun in an earlier call"""
+        self._batch: Batch | None = None
+        """the batch that a loop of the user's own has in its hands: there, the data alone is handed out"""
+        self._row: Row | None = None
+
+        engine.updater.restore(job.progress, job.epochs, self._train.steps)
+
+    # ------------------------------------------------------------------ the pieces of a loop
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer over the trainable parameters, for those who step it themselves."""
+        return self._engine.updater.optimizer
+
+    @property
+    def scheduler(self) -> Any:
+        """The learning-rate scheduler, or None."""
+        return self._engine.updater.schedule.scheduler
 
     def iter_epochs(self) -> Iterator[int]:
         """The epochs still to train: a run that goes on starts where it stood."""
-        return self._trainer.iter_epochs()
+        position = self._position
+        while position.epoch < self._job.epochs and not self.reason:
+            self.model.train()
+            rng.seed_all(rng.epoch_seed(self.settings.seed, position.epoch, self.world.rank))
+            self._record.start_clock()
+
+            epoch = position.epoch
+            yield epoch
+
+            if position.epoch == epoch:
+                raise RecipeError(
+                    f"The loop went through epoch {epoch} and did not close it, so it would never end: "
+                    f"call session.end_epoch() after the batches of each epoch."
+                )
 
     def loader(self, split: str = "train") -> Iterator[Any]:
-        """This rank's batches of a split, on the device; those of "train" draw the bar and obey a stop."""
-        return self._trainer.loader(split)
+        """This rank's batches of a split, on the device; those of "train" draw the bar and follow a stop.
 
-    def autocast(self) -> AbstractContextManager[None]:
+        Args:
+            split: "train", "valid" or "test".
+        """
+        __tracebackhide__ = True
+        for batch in self.batches(split):
+            if split == "train":
+                self._batch = batch
+            if batch.samples or split == "train":
+                yield batch.data
+
+    def batches(self, split: str = "train") -> Iterator[Batch]:
+        """As `loader`, with what the kit knows of each batch: its samples, those of its step, whether it is the last.
+
+        Args:
+            split: "train", "valid" or "test".
+        """
+        __tracebackhide__ = True
+        if split == "train":
+            return self._train_batches()
+        source = getattr(self._job.recipe, split, None) if split in SPLITS else None
+        if source is None:
+            raise RecipeError(f"loader({split!r}): there is no such split; add_data({split}=...) sets one.")
+        return eval_batches(source, self.settings, self.world).epoch(self.settings.seed, 0)
+
+    def autocast(self) -> Autocast:
         """The context of a forward pass; nothing where `precision` is fp32."""
-        return self._trainer.autocast()
+        return self._engine.autocast
+
+    def train_step(self, batch: Batch) -> StepOutput:
+        """One batch of `batches("train")`: forward, backward, and after the last micro-batch of a step, the update."""
+        __tracebackhide__ = True
+        context = StepContext("train", self._position.epoch, self._position.step, self.world)
+        output = self._engine.train_step(batch, context)
+        self._record.add(output, batch)
+        return output
 
     def backward(self, loss: Tensor) -> None:
-        """Scale, backward, and after the last micro-batch of a step: clip, step, zero, scheduler."""
-        self._trainer.backward(loss)
+        """The backward pass of a loss; after the last micro-batch of a step: clip, step, zero, scheduler.
+
+        Args:
+            loss: one number, the mean over the samples of the batch.
+        """
+        batch = self._batch or Batch(None, 1, self.world.world_size)
+        self._engine.backward(loss, batch)
 
     def validate(self) -> dict[str, float]:
         """`valid_loss` and the metrics of the validation split now; `end_epoch` does it by itself."""
-        return self._trainer.validate()
+        __tracebackhide__ = True
+        source = self._job.recipe.valid
+        if source is None:
+            return {}
+        self._check_losses()  # rather than metrics that choke on NaN
+        self._engine.parallel.sync_buffers()
 
-    def end_epoch(self, values: dict[str, float] | None = None) -> None:
-        """Close the epoch: row, scheduler, files, view.
+        recipe, engine, commands = self._job.recipe, self._engine, self._boundary.commands
+        evaluation = Evaluation(recipe, engine.eval_model, self._valid_step, self.world, engine.autocast)
+        evaluation.context = StepContext("valid", self._position.epoch, 0, self.world)
+        for done, steps in evaluation.over(eval_batches(source, self.settings, self.world)):
+            evaluation.cut = bool(commands.pending and commands.stop_requested)
+            if self._boundary.heartbeat_is_due():
+                self._send_heartbeat("valid", done, steps)
+
+        loss = evaluation.loss()
+        if loss is None:
+            raise Stopped  # the steps of the epoch are done, its row is not
+        return {"valid_loss": loss, **evaluation.columns()}
+
+    def end_epoch(self, values: Mapping[str, Any] | None = None) -> None:
+        """Close the epoch: validate, step the scheduler, save, draw (all ranks participate).
 
         Args:
             values: `valid_loss` and further columns that the loop measured itself, of which the mean over the ranks
                 counts; None to validate here.
         """
-        self._trainer.end_epoch(values)
+        __tracebackhide__ = True
+        self._close_epoch(self._measured(values))
+
+        if self._monitor.is_out_of_patience:
+            self.reason = self._monitor.reason
+        elif self._position.epoch < self._job.epochs and self._stop_agreed():
+            raise Stopped
+
+    def next_epoch(self) -> None:
+        """Stand at the beginning of the next epoch without closing this one: no row, no validation."""
+        self._position.epoch += 1
+        self._position.step = 0
+        self._position.drawn = False
+        self._record = EpochRecord(self._job.recipe, self.world, self._boundary.clock)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the first parameter group from now on; the others are scaled alike."""
+        self._engine.updater.schedule.set_lr(lr)
+
+    # ------------------------------------------------------------------ the batches of training
+
+    def _train_batches(self) -> Iterator[Batch]:
+        __tracebackhide__ = True
+        if self._position.drawn:
+            raise RecipeError(
+                f"The loop draws the batches of epoch {self._position.epoch} a second time, and all have been trained "
+                f"on: make all updates of a batch in one pass, and call session.end_epoch() after it."
+            )
+        batches = self._train.epoch(self.settings.seed, self._position.epoch, skip=self._position.step)
+        self._restore_rng()
+
+        at_boundary = True
+        while True:
+            # before the next batch is drawn: what it takes of the random numbers must not be lost
+            if at_boundary:
+                self._follow_commands()
+
+            before = self._boundary.clock()
+            batch = next(batches, None)
+            self._record.waited += self._boundary.clock() - before
+            if batch is None:
+                self._position.drawn = True
+                return
+
+            self._engine.begin_batch(batch)
+            yield batch
+
+            at_boundary = batch.last
+            if at_boundary:
+                self._step_done()
+            if self._boundary.heartbeat_is_due():
+                self._send_heartbeat()
+
+    def _restore_rng(self) -> None:
+        """Go on with this rank's random numbers; with new ones, equally sure, where there were other ranks before."""
+        states, self._rng_states = self._rng_states, None
+        if states is None:
+            return
+        if len(states) == self.world.world_size:
+            rng.restore(states[self.world.rank], self.world.device)
+        else:
+            position = self._position
+            rng.seed_all(rng.epoch_seed(self.settings.seed, position.epoch, self.world.rank, position.step))
+
+    def _step_done(self) -> None:
+        self._position.step += 1
+        self._boundary.step_done()
+
+    def count_own_step(self) -> None:
+        """Count a step of a loop that draws its batches elsewhere, and follow commands there."""
+        self._engine.forward_step.begin_batch()
+        self._step_done()
+        if self._boundary.heartbeat_is_due():
+            self._send_heartbeat()
+        self._follow_commands()
+
+    def _follow_commands(self) -> None:
+        self._boundary.limit_run_ahead()
+        # what is asked for after the last step is followed at the end of the epoch
+        if not self._boundary.commands.pending or self._position.step == self._train.steps:
+            return
+
+        due, paused = self._boundary.due()
+        if paused:
+            self._record.started += paused
+            self._annotate(f"paused {paused:.0f} s")
+        if due.lr is not None:
+            self.set_lr(due.lr)
+            self._annotate(f"lr {due.lr:g}")
+        if due.stop:
+            raise Stopped
+        if due.checkpoint and self._position.step:
+            self._checkpoint_within()
+
+    def _annotate(self, label: str) -> None:
+        annotation = Annotation(self._position.epoch + self._fraction(), label)
+        self._annotations.append(annotation)
+        self._emit(annotation)
+
+    def _fraction(self) -> float:
+        """Of this epoch that is trained; half of it where its length is not known."""
+        return self._position.step / self._train.steps if self._train.steps else 0.5
+
+    def _check_losses(self) -> None:
+        """A loss that is no number ends the training here rather than at the epoch's end."""
+        __tracebackhide__ = True
+        updater = self._engine.updater
+        self._record.check(self._position.epoch, updater.schedule.lr, updater.scaler is not None)
+
+    def _send_heartbeat(self, phase: str = "train", step: int | None = None, steps: int | None = None) -> None:
+        """Send a sign of life.
+
+        Args:
+            phase: "train" or "valid".
+            step: batches done in validation.
+            steps: of validation in all, where that is known.
+        """
+        __tracebackhide__ = True
+        self._check_losses()
+        record, schedule = self._record, self._engine.updater.schedule
+        training = phase == "train"
+        seconds = max(record.seconds, 1e-9)
+        self._emit(
+            StepEnd(
+                epoch=self._position.epoch,
+                step=self._position.step if training else step or 0,
+                steps=self._train.steps if training else steps,
+                loss=record.losses.smoothed,
+                rate=self._position.step / seconds,
+                phase="train" if training else "valid",
+                lr=schedule.lr,
+                samples_per_second=record.samples / max(seconds - record.seconds_before, 1e-9),
+                gpu_memory=gpu_memory(self.world.device),
+                data_wait=record.data_wait,
+                losses=record.losses.take_steps(),
+                lrs=schedule.take_lrs(),
+            )
+        )
+        self._boundary.heartbeat_sent()
+
+    # ------------------------------------------------------------------ the end of an epoch
+
+    def _measured(self, values: Mapping[str, Any] | None) -> dict[str, float]:
+        """The columns of validation: what the loop measured itself, else what is measured here.
+
+        Of what a loop measured the mean over the ranks that tell it counts: a rate or an end hangs on it on all ranks.
+        """
+        __tracebackhide__ = True
+        if not self._job.has_own_loop:
+            return self._validated()
+
+        told = self.world.gather(None if values is None else plain_numbers(values))
+        given = [each for each in told if each is not None]
+        if not given:
+            return self._validated()
+        names = dict.fromkeys(name for each in given for name in each)
+        measured = {name: [each[name] for each in given if name in each] for name in names}
+        return {name: sum(each) / len(each) for name, each in measured.items()}
+
+    def _validated(self) -> dict[str, float]:
+        __tracebackhide__ = True
+        try:
+            return self.validate()
+        except DivergenceError:
+            raise
+        except Exception:
+            # such as of a metric: the epoch is trained, and is not to be lost for it; but not where another rank may
+            # not have failed, and would be waited for
+            if self.world.world_size == 1:
+                self.save_partial()
+            raise
+
+    def _close_epoch(self, values: dict[str, float]) -> None:
+        __tracebackhide__ = True
+        position, record, updater = self._position, self._record, self._engine.updater
+        columns = {**values, **record.columns(), **self._values(), **updater.norms.columns()}
+        total, count = self._agreed_sums()
+        self._check_losses()
+        loss = mean_loss(total, count, position.epoch, self._job.has_own_loop)
+        row = record.row(position.epoch, loss, columns, updater.schedule.lr)
+
+        updater.schedule.end_epoch(score(row))
+        is_best = self._monitor.update(row)
+        data_wait = record.data_wait
+        self.next_epoch()
+
+        self._save(row, Progress())
+        self._emit(EpochEnd(row, is_best, data_wait))
+
+    def _values(self) -> dict[str, float]:
+        """Columns of the further numbers that a step or loop of the user's own gave (all ranks participate)."""
+        may_have = self._job.recipe.step is not None or self._job.has_own_loop
+        return self._record.values.compute(self.world) if may_have else {}
+
+    def _agreed_sums(self) -> tuple[float, float]:
+        """Loss and count over all ranks, and in the same message the proof that ranks hold one model."""
+        is_last = self._position.epoch + 1 == self._job.epochs
+        total, count, *proof = self._record.sums(*self._agreement.words(is_last))
+        self._agreement.check(proof)
+        return total, count
+
+    def _stop_agreed(self) -> bool:
+        """Whether a stop was asked for that all ranks can follow here, at the epoch's end."""
+        asked = self._boundary.commands.stop_requested
+        if self.world.world_size == 1:
+            return asked
+        own = torch.tensor(float(self.world.is_logger and asked), device=self.world.device)
+        return bool(self.world.sum(own))
+
+    # ------------------------------------------------------------------ state
+
+    def save_partial(self) -> None:
+        """Save the state within an epoch, with a row that says how much of it is trained (all ranks participate)."""
+        if self._position.step:
+            self._checkpoint_within()
+            assert self._row is not None  # just made
+            self._emit(EpochEnd(self._row))
+
+    def _checkpoint_within(self) -> None:
+        position, record = self._position, self._record
+        total, count = record.sums()
+        self._check_losses()
+        loss = mean_loss(total, count, position.epoch, self._job.has_own_loop)
+        fraction = min(self._fraction(), 0.99)  # at 1.0 the epoch would be whole
+        row = record.row(position.epoch, loss, {}, self._engine.updater.schedule.lr, fraction)
+
+        states = self.world.gather(rng.capture(self.world.device))
+        within = Progress(loss_sum=total, loss_count=count, seconds=row.time, rng_states=states)
+        self._save(row, within)
+
+    def _save(self, row: Row, within: Progress) -> None:
+        """Hand the state of a row to the checkpoint (all ranks participate; only rank 0 writes)."""
+        self._row = row
+        snapshot = self.snapshot(within)
+        if self.world.is_logger and self._checkpoint is not None:
+            self._checkpoint(snapshot, self._annotations)
+        self._annotations = []
+
+    def snapshot(self, within: Progress | None = None) -> Snapshot:
+        """The state as it is now, with the weights that validation saw; tensors are shared with the training.
+
+        Args:
+            within: sums, seconds and random states of an epoch under way.
+        """
+        base = within or Progress()
+        progress = Progress(
+            epoch=self._position.epoch,
+            step=self._position.step,
+            loss_sum=base.loss_sum,
+            loss_count=base.loss_count,
+            seconds=base.seconds,
+            rng_states=base.rng_states,
+            **self._monitor.state(),
+            **self._engine.updater.state(),
+        )
+        return Snapshot(self._engine.parallel.state_dict(self._engine.eval_model), progress, self._row)
+
+    # ------------------------------------------------------------------ the run
+
+    def run(self, checkpoint: Checkpoint | None) -> None:
+        """Run the job's loop from beginning to end.
+
+        Args:
+            checkpoint: what rank 0 hands its state to; None for nothing.
+        """
+        __tracebackhide__ = True
+        self._checkpoint = checkpoint
+        if self.world.is_logger and checkpoint is not None:
+            checkpoint.begin(self.snapshot())
+        self._emit(self._start())
+
+        try:
+            self._job.loop(self)
+        except Stopped:
+            self.save_partial()
+            self._emit(RunEnd("stopped"))
+            return
+        self.save_partial()  # a loop that ended without end_epoch
+        self._emit(RunEnd("finished", self.reason))
+
+    def _start(self) -> RunStart:
+        recipe, job = self._job.recipe, self._job
+        columns = ["train_loss", *(["valid_loss", *recipe.metrics] if recipe.valid is not None else [])]
+        columns += [f"train_{name}" for name in recipe.metrics if recipe.metrics_on_train and not job.has_own_loop]
+        columns += ["grad_norm"] if self.settings.clip_norm is not None else []
+        parameters = {"gradients": self._engine.parallel.reason} if self._engine.parallel.reason else {}
+        return RunStart(
+            self._position.epoch,
+            job.epochs,
+            self._train.steps,
+            job.where,
+            self.world.world_size,
+            columns=tuple(columns),
+            parameters=parameters,
+        )
 
 
-class Losses:
-    """The losses of the epoch under way."""
+class LoopMetrics:
+    """The losses and further numbers of the epoch under way, in a loop of the user's own."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
 
     def add_loss(self, loss: Tensor, samples: int | None = None) -> None:
         """Count a loss towards the epoch's mean.
@@ -89,21 +526,42 @@ class Losses:
             loss: the mean over the samples of a batch.
             samples: how many; None for those of the current batch of `loader("train")`, or 1 in a loop without it.
         """
-        self._trainer.add_loss(loss.detach(), samples=samples)
-        if self._trainer.batch is None:  # the loop draws its batches elsewhere, so this is all that tells of a step
-            self._trainer.count_step()
+        loop = self._loop
+        batch = loop._batch or Batch(None, 1, loop.world.world_size)
+        forward = loop._engine.forward_step
+        count = forward.own_count(batch.samples, loop.world.device) if samples is None else None
+        if samples is not None:
+            batch = batch._replace(samples=samples)
+
+        loop._record.add_loss(loss.detach(), batch, count, forward.reduction)
+        if loop._batch is None:  # the loop draws its batches elsewhere, so this is all that tells of a step
+            loop.count_own_step()
+
+    def add(self, **values: Any) -> None:
+        """Count further numbers towards columns of the epoch: each is a mean over the samples of the batch.
+
+        Args:
+            values: by the name of their column.
+        """
+        batch = self._loop._batch
+        self._loop._record.values.add(values, 1 if batch is None else batch.samples)
 
 
-def run_own(trainer: Trainer, loop: Callable[[Any], Any], emit: Callable[[Event], None]) -> None:
-    """Run a loop of the user's own from beginning to end; events go out as they come up."""
-    __tracebackhide__ = True
-    trainer.emit = emit
-    emit(trainer.start())
+def gpu_memory(device: torch.device) -> int | None:
+    """Bytes that torch holds on a GPU; None for another device."""
+    return int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else None
+
+
+def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The values of a row as numbers.
+
+    >>> plain_numbers({"valid_loss": torch.tensor(0.5)})
+    {'valid_loss': 0.5}
+    """
     try:
-        loop(Loop(trainer))
-    except Stopped:
-        trainer.keep_partial()
-        emit(RunEnd("stopped"))
-        return
-    trainer.keep_partial()  # a loop that ended without end_epoch
-    emit(RunEnd("finished", trainer.reason))
+        return {str(name): float(value) for name, value in values.items()}
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RecipeError(
+            f"end_epoch({values!r}): it takes names with one number each ({error}), such as "
+            f"session.end_epoch({{'valid_loss': 0.5}}), or nothing to validate here."
+        ) from error

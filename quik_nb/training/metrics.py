@@ -24,30 +24,45 @@ BETA = 0.98
 class LossMeter:
     """The training losses of an epoch on this rank: sum and count, the smoothed mean, the first step that is no number.
 
+    Args:
+        total: of the losses of the epoch so far, each times what it is a mean over.
+        count: what those are means over together.
+
     >>> meter = LossMeter()
     >>> for loss in (1.0, 3.0):
     ...     meter.add(torch.tensor(loss), count=2)
     >>> meter.read()
-    >>> meter.sum / meter.count, round(meter.smoothed, 3)
-    (2.0, 2.01)
+    >>> meter.total / meter.count, round(meter.smoothed, 3), meter.take_steps()
+    (2.0, 2.01, (1.0, 3.0))
     """
 
-    def __init__(self) -> None:
-        self.sum = 0.0
-        self.count = 0.0
+    def __init__(self, total: float = 0.0, count: float = 0.0) -> None:
+        self.total = total
+        self.count = count
         self.smoothed = float("nan")
         self.bad: int | None = None
-        """number of the first loss that was NaN or infinite, counted from 0"""
+        """number of the first step whose loss was NaN or infinite, counted from 0"""
         self.bad_in_a_row = 0
-        self._average, self._steps = 0.0, 0
-        self._losses: list[Tensor] = []
-        self._counts: list[int] | list[Tensor] = []
+        self._average = 0.0
+        self._losses = 0
+        self._new: list[tuple[Tensor, float | Tensor, bool]] = []
+        """(loss, count, whether the step ends with it), not yet read, as that waits for the device"""
+        self._step = (0.0, 0.0)
+        """sum and count of the step under way"""
+        self._steps: list[float] = []
+        """losses of the steps since they were last taken"""
+        self._steps_done = 0
 
-    def add(self, loss: Tensor, count: int | Tensor) -> None:
-        """Take a mean loss and what it is a mean over, which is of one kind throughout; nothing is computed yet."""
-        self._losses.append(loss.detach())
-        self._counts.append(count)  # type: ignore[arg-type]
-        if len(self._losses) >= 1000:
+    def add(self, loss: Tensor, count: float | Tensor, last: bool = True) -> None:
+        """Take the mean loss of a micro-batch; nothing is computed yet.
+
+        Args:
+            loss: one number.
+            count: what it is a mean over; of one kind, number or tensor, throughout.
+            last: whether the optimizer steps after it.
+        """
+        self._new.append((loss.detach(), count, last))
+        if len(self._new) >= 1000:
             self.read()
 
     def read(self) -> None:
@@ -55,27 +70,70 @@ class LossMeter:
 
         One loss after the other, so that the sum does not depend on when it was read.
         """
-        if not self._losses:
+        if not self._new:
             return
-        losses = torch.stack(self._losses).tolist()
-        counts = torch.stack(self._counts).tolist() if isinstance(self._counts[0], Tensor) else self._counts
-        for loss, count in zip(losses, counts, strict=True):
-            if count > 0:  # a placeholder's loss counts nothing, even as NaN
-                self._take(loss, count)
-        if self._steps:
-            self.smoothed = self._average / (1 - BETA**self._steps)
-        self._losses.clear()
-        self._counts.clear()
+        losses, counts, ends = zip(*self._new, strict=True)
+        self._new = []
 
-    def _take(self, loss: float, count: float) -> None:
-        """Into the sum, and into the moving average, which is divided by its total weight (Adam, algorithm 1)."""
-        self.bad_in_a_row = 0 if math.isfinite(loss) else self.bad_in_a_row + 1
-        if self.bad is None and self.bad_in_a_row:
-            self.bad = self._steps
-        self.sum += loss * count
-        self.count += count
-        self._steps += 1
-        self._average = BETA * self._average + (1 - BETA) * loss
+        numbers = torch.stack(losses).tolist()
+        amounts = torch.stack(counts).tolist() if isinstance(counts[0], Tensor) else counts
+        for loss, count, last in zip(numbers, amounts, ends, strict=True):
+            self._read_one(loss, count, last)
+        if self._losses:
+            self.smoothed = self._average / (1 - BETA**self._losses)
+
+    def _read_one(self, loss: float, count: float, last: bool) -> None:
+        """Into the sums, and into the moving average, which is divided by its total weight (Adam, algorithm 1)."""
+        if count > 0:  # a placeholder's loss counts nothing, even as NaN
+            self.bad_in_a_row = 0 if math.isfinite(loss) else self.bad_in_a_row + 1
+            if self.bad is None and self.bad_in_a_row:
+                self.bad = self._steps_done
+            self.total += loss * count
+            self.count += count
+            self._losses += 1
+            self._average = BETA * self._average + (1 - BETA) * loss
+            self._step = (self._step[0] + loss * count, self._step[1] + count)
+        if last:
+            total, amount = self._step
+            self._steps.append(total / amount if amount else math.nan)
+            self._step = (0.0, 0.0)
+            self._steps_done += 1
+
+    def take_steps(self) -> tuple[float, ...]:
+        """The losses of the steps that were read since they were last taken."""
+        steps, self._steps = tuple(self._steps), []
+        return steps
+
+
+class ValueMeans:
+    """Means over samples of further numbers that a step gives, by name.
+
+    >>> means = ValueMeans()
+    >>> means.add({"kl": torch.tensor(1.0)}, samples=1)
+    >>> means.add({"kl": 4.0}, samples=2)
+    >>> means.compute(World())
+    {'kl': 3.0}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Any], samples: int) -> None:
+        """Take numbers of a batch, each a mean over its samples."""
+        for name, value in values.items():
+            number = value.detach().double() if isinstance(value, Tensor) else float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + number * samples if samples else self._sums.get(name, 0.0)
+            self._counts[name] = self._counts.get(name, 0) + samples
+
+    def compute(self, world: World) -> dict[str, float]:
+        """The means over all ranks (all ranks participate)."""
+        own = {name: (float(self._sums[name]), self._counts[name]) for name in self._sums}
+        ranks = world.gather(own)
+        names = dict.fromkeys(name for rank in ranks for name in rank)
+        parts = {name: [rank[name] for rank in ranks if name in rank] for name in names}
+        totals = {name: (sum(total for total, _ in each), sum(n for _, n in each)) for name, each in parts.items()}
+        return {name: total / count for name, (total, count) in totals.items() if count}
 
 
 def exact(device: torch.device) -> torch.dtype:
@@ -99,11 +157,14 @@ class MetricSet:
         self.names = list(metrics)
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
+        self.seen = False
+        """whether there was a batch to measure"""
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take the outputs and targets of a batch."""
+        self.seen = True
         for name, metric in self.states.items():
-            with named(name):
+            with note_metric_name(name):
                 metric.update(outputs, targets)
         if self.functions:
             self.outputs.append(outputs)
@@ -113,12 +174,12 @@ class MetricSet:
         """The values by name, over all ranks (all ranks participate)."""
         values = {}
         for name, metric in self.states.items():
-            with named(name):
+            with note_metric_name(name):
                 values[name] = float(metric.compute())
         if self.functions:
             outputs, targets = self._whole(self.outputs), self._whole(self.targets)
             for name, function in self.functions.items():
-                with named(name):
+                with note_metric_name(name):
                     values[name] = float(function(outputs, targets))
         return {name: values[name] for name in self.names}
 
@@ -134,7 +195,7 @@ class MetricSet:
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
+def note_metric_name(name: str) -> Iterator[None]:
     """Say of an error within which metric it is of."""
     try:
         yield

@@ -1,13 +1,12 @@
-"""The recipe's classes made into objects: optimizer and scheduler.
+"""The optimizer of a recipe: its keywords, its groups of parameters, and which parameters are trained at all.
 
 The user's own keywords win over the session's settings, and those over what is filled in here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn, optim
-from torch.optim.lr_scheduler import LRScheduler
 
 from quik_nb.errors import RecipeError
 from quik_nb.recipe.recipe import Optimizer, Recipe, Spec, fits
@@ -48,7 +47,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> optim.Optimizer:
     Raises:
         RecipeError: the optimizer refuses its keywords; the message shows them.
     """
-    assert recipe.optimizer is not None  # Recipe.check has seen to it
+    assert recipe.optimizer is not None  # `validate.check` refuses a recipe without one
     keywords = optimizer_keywords(recipe.optimizer, recipe)
     try:
         return recipe.optimizer.target(parameter_groups(recipe.optimizer, model), **keywords)  # type: ignore[no-any-return]
@@ -71,68 +70,28 @@ def parameter_groups(spec: Optimizer, model: nn.Module) -> list[Any]:
     return [{"params": ps, **(spec.groups[p] if p else {})} for p, ps in groups.items() if ps]
 
 
-def make_scheduler(
-    recipe: Recipe, optimizer: optim.Optimizer, epochs: int, steps_per_epoch: int | None, done: int = 0
-) -> LRScheduler | None:
-    """The scheduler, with the totals it needs; None where the recipe has none.
+def trained_parameters(model: nn.Module, frozen: str | None = None) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the parameters that are trained.
 
-    Args:
-        recipe: with the scheduler's class and keywords.
-        optimizer: whose rates it sets.
-        epochs: the whole plan, over which a schedule with an end is spread.
-        steps_per_epoch: optimizer steps; None where unknown.
-        done: steps of the first of these epochs that are made already.
+    >>> trained_parameters(nn.Linear(2, 1), frozen="bias")
+    [('weight', (1, 2))]
     """
-    spec = recipe.scheduler
-    if spec is None:
-        return None
-    try:
-        return spec(optimizer, **spec.totals(epochs, steps_per_epoch, done))  # type: ignore[no-any-return]
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"set_scheduler: {spec!r} was refused: {error}.") from error
+    named = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return [(name, tuple(p.shape)) for name, p in named if frozen is None or not fits(name, frozen)]
 
 
-def step_scheduler(scheduler: Any, loss: float | None = None) -> None:
-    """Step it; one that watches the loss is given it."""
-    if loss is None:
-        scheduler.step()
-    else:
-        scheduler.step(loss)
+def freeze(model: nn.Module, pattern: str | None) -> Iterable[nn.Parameter]:
+    """Switch off the gradients of the parameters whose names fit; returns those that were switched off."""
+    frozen = [] if pattern is None else [p for name, p in matching(model, pattern) if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
 
 
-def set_lr(optimizer: optim.Optimizer, scheduler: Any, lr: float) -> None:
-    """Set the rate of the first group, and scale the other groups and the schedule's own numbers alike.
+def matching(model: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:
+    """The parameters whose names fit a pattern such as "encoder", "encoder.*" or "*.bias"; commas join patterns.
 
-    A schedule computes the next rate from its base rates, so these are scaled too, or the change would last one step.
-    Where it stands at zero, as at the start of a warm-up, `lr` becomes its base rate.
+    >>> [name for name, _ in matching(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), "0, *.bias")]
+    ['0.weight', '0.bias', '1.bias']
     """
-    first = optimizer.param_groups[0]
-    factor = lr / (first["lr"] or first.get("initial_lr") or lr)
-    for group in optimizer.param_groups:
-        for key in ("lr", "initial_lr", "max_lr", "min_lr"):
-            if key in group:
-                group[key] = group[key] * factor
-    _scale(scheduler, factor)
-    first["lr"] = lr  # exactly what was asked for, without rounding
-
-
-def _scale(scheduler: Any, factor: float) -> None:
-    """A schedule's own rates, and those of the schedules that it is made of."""
-    for name in ("base_lrs", "max_lrs"):
-        if hasattr(scheduler, name):
-            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
-    for inner in getattr(scheduler, "_schedulers", ()):
-        _scale(inner, factor)
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast on this device; None for none.
-
-    >>> resolve_precision("bf16", torch.device("cpu"))
-    torch.bfloat16
-    """
-    if precision == "auto":
-        precision = (
-            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        )
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return [(name, p) for name, p in model.named_parameters() if fits(name, pattern)]

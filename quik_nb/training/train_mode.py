@@ -8,7 +8,7 @@ from torch import nn
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
+def preserve_training_mode(model: nn.Module) -> Iterator[None]:
     """Whatever modes are set inside, each module is afterwards in its own, also one that was set apart by hand."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -21,6 +21,6 @@ def kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode without gradients, for a while."""
-    with kept(model), torch.no_grad():
+    with preserve_training_mode(model), torch.no_grad():
         model.eval()
         yield

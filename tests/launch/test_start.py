@@ -13,7 +13,7 @@ from quik_nb.events import EpochEnd, Event, Row, RunEnd, RunStart
 from quik_nb.launch.base import Running
 from quik_nb.launch.placement import Placement
 from quik_nb.launch.start import LAUNCHERS, launch
-from quik_nb.training.trainer import Job
+from quik_nb.training.job import Job
 
 PLACEMENTS = {
     "in_process": Placement(("cpu",), "in_process", None, "forkserver", "for the test"),

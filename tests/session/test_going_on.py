@@ -12,8 +12,8 @@ from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 
 from quik_nb import Loop, QuikSession, StopTraining
+from quik_nb.training.boundary import HEARTBEAT_SECONDS
 from quik_nb.training.rng import epoch_seed
-from quik_nb.training.trainer import BEAT_SECONDS
 
 DATE = "20210101"
 STEPS = 7  # 101 samples in batches of 16
@@ -41,7 +41,7 @@ def stopped_by(session: QuikSession, event: str, epochs: int | None = None) -> Q
 
 def stopped_within(session: QuikSession, epochs: int | None = None) -> QuikSession:
     """The session, stopped after some slow steps of an epoch: a listener is told of steps some times a second."""
-    handle = session.model.register_forward_pre_hook(lambda model, inputs: time.sleep(1.5 * BEAT_SECONDS))
+    handle = session.model.register_forward_pre_hook(lambda model, inputs: time.sleep(1.5 * HEARTBEAT_SECONDS))
     stopped_by(session, "step_end", epochs)
     handle.remove()
     return session

@@ -13,7 +13,7 @@ from quik_nb.events import Event, RunEnd
 from quik_nb.history import History
 from quik_nb.launch.base import Running
 from quik_nb.training.commands import LocalCommands
-from quik_nb.training.trainer import Trainer
+from quik_nb.training.loop import Loop
 
 
 class Breaking:
@@ -145,15 +145,15 @@ def test_a_view_that_comes_late_knows_the_end() -> None:
     assert ["RunEnd", "closed"] == late.shown
 
 
-def trainers() -> list[Trainer]:
+def loops() -> list[Loop]:
     """Those that are alive, each with the model's gradients, the optimizer and the data on the device."""
     gc.collect()
-    return [thing for thing in gc.get_objects() if type(thing) is Trainer]
+    return [thing for thing in gc.get_objects() if type(thing) is Loop]
 
 
 def test_nothing_of_a_training_is_held_afterwards() -> None:
     """However many calls there were, and failed ones among them, what was needed to train is let go."""
-    session, before = regression(epochs=1), trainers()  # what IPython keeps of an error that an earlier test showed
+    session, before = regression(epochs=1), loops()  # what IPython keeps of an error that an earlier test showed
     for _ in range(3):
         session.train()
         with pytest.raises(ZeroDivisionError):
@@ -161,7 +161,7 @@ def test_nothing_of_a_training_is_held_afterwards() -> None:
         session.set_step(None)
     runs = [session.train() for _ in range(2)]
 
-    assert [] == [trainer for trainer in trainers() if trainer not in before]
+    assert [] == [loop for loop in loops() if loop not in before]
     assert ["finished", "failed"] * 3 + ["finished"] * 2 == session.runs["state"].tolist()
     assert "finished" == runs[0].state
 

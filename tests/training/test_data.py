@@ -25,7 +25,7 @@ from quik_nb.recipe.data import Source, Stream, as_source, split_off
 from quik_nb.recipe.settings import Settings
 from quik_nb.training.data import in_memory
 from quik_nb.training.data.batch import Batch, Batches, shard_batch
-from quik_nb.training.data.batches import batches, eval_batches
+from quik_nb.training.data.batches import batches_of, eval_batches
 from quik_nb.training.world import World
 
 EIGHT = Settings(batch_size=8)
@@ -115,8 +115,8 @@ def sources(samples: int) -> dict[str, Source]:
 def test_the_ranks_together_see_each_batch_of_one_rank(kind: str, samples: int, world_size: int) -> None:
     """The samples of step s over all ranks and micro-batches are those of step s on one rank."""
     source = sources(samples)[kind]
-    alone = [seen(batch) for (batch,) in steps_of(batches(source, 8, World(), shuffle=True))]
-    shares = [steps_of(batches(source, 8, world, shuffle=True, parts=2)) for world in ranks(world_size)]
+    alone = [seen(batch) for (batch,) in steps_of(batches_of(source, 8, World(), shuffle=True))]
+    shares = [steps_of(batches_of(source, 8, world, shuffle=True, micro_batches=2)) for world in ranks(world_size)]
     together = [[i for share in step for batch in share for i in seen(batch)] for step in zip(*shares, strict=True)]
 
     assert alone == together
@@ -127,8 +127,8 @@ def test_the_ranks_together_see_each_batch_of_one_rank(kind: str, samples: int, 
 @pytest.mark.parametrize("kind", ["tensors", "fetched"])
 def test_each_epoch_has_an_order_of_its_own(kind: str) -> None:
     """Epochs are shuffled differently, the same epoch always alike, and both kinds of data in one way."""
-    due = [[seen(b) for b in batches(sources(50)[kind], 8, World(), True).epoch(42, epoch)] for epoch in (0, 1, 1)]
-    tensors = [seen(b) for b in batches(sources(50)["tensors"], 8, World(), True).epoch(42, 0)]
+    due = [[seen(b) for b in batches_of(sources(50)[kind], 8, World(), True).epoch(42, epoch)] for epoch in (0, 1, 1)]
+    tensors = [seen(b) for b in batches_of(sources(50)["tensors"], 8, World(), True).epoch(42, 0)]
 
     assert due[0] != due[1]
     assert due[1] == due[2]
@@ -141,9 +141,9 @@ def test_each_epoch_has_an_order_of_its_own(kind: str) -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, shuffle: bool, chunk: int, world_size: int) -> None:
     """Where the rows are gathered in several chunks, the batches are the same."""
     source, world = sources(50)["tensors"], World(world_size - 1, world_size)
-    whole = [(seen(b), b.total, b.last) for b in batches(source, 8, world, shuffle, parts=2).epoch(42, 0)]
+    whole = [(seen(b), b.total, b.last) for b in batches_of(source, 8, world, shuffle, micro_batches=2).epoch(42, 0)]
     monkeypatch.setattr(in_memory, "CHUNK_BYTES", chunk)
-    cut = [(seen(b), b.total, b.last) for b in batches(source, 8, world, shuffle, parts=2).epoch(42, 0)]
+    cut = [(seen(b), b.total, b.last) for b in batches_of(source, 8, world, shuffle, micro_batches=2).epoch(42, 0)]
 
     assert whole == cut
 
@@ -152,7 +152,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, shuffle: bool, c
 @pytest.mark.parametrize("skip", [0, 1, 6, 7])
 def test_an_epoch_can_be_entered_at_a_step(kind: str, skip: int) -> None:
     """With `skip` the epoch goes on at that optimizer step, also where steps have micro-batches."""
-    source = batches(sources(50)[kind], 8, World(), shuffle=True, parts=3)
+    source = batches_of(sources(50)[kind], 8, World(), shuffle=True, micro_batches=3)
     whole = [[seen(batch) for batch in step] for step in steps_of(source)]
     rest = [[seen(batch) for batch in step] for step in steps_of(source, skip=skip)]
 
@@ -172,7 +172,7 @@ def test_evaluation_drops_nothing() -> None:
     """A loader that drops the short last batch does so in training only."""
     source = as_source(DataLoader(Fetched(20), batch_size=8, drop_last=True), "valid")
     training, evaluation = (
-        batches(source, 8, World(), shuffle=True),
+        batches_of(source, 8, World(), shuffle=True),
         eval_batches(source, EIGHT, World()),
     )
 
@@ -213,12 +213,12 @@ SAMPLERS: list[Any] = [
 def test_samplers_of_the_user_decide_for_all_ranks(sampler: Any) -> None:
     """Ranks share out what the sampler draws once, whatever their own generators stand at."""
     source = as_source(DataLoader(Fetched(20), batch_size=8, sampler=sampler), "train")
-    alone = [seen(b) for b in batches(source, 99, World(), True).epoch(42, 0)]
+    alone = [seen(b) for b in batches_of(source, 99, World(), True).epoch(42, 0)]
     shares = []
     for world in ranks(3):
         for seed in (torch.manual_seed, np.random.seed, random.seed):
             seed(world.rank)
-        shares.append([seen(b) for b in batches(source, 99, world, True).epoch(42, 0)])
+        shares.append([seen(b) for b in batches_of(source, 99, world, True).epoch(42, 0)])
     drawn = len(list(sampler))
 
     assert alone == [a + b + c for a, b, c in zip(*shares, strict=True)]
@@ -228,7 +228,9 @@ def test_samplers_of_the_user_decide_for_all_ranks(sampler: Any) -> None:
 
 def test_a_sampler_without_length_is_taken() -> None:
     """The number of steps is then unknown, and the order is the sampler's."""
-    source = batches(as_source(DataLoader(Fetched(20), batch_size=8, sampler=Backwards()), "train"), 8, World(), True)
+    source = batches_of(
+        as_source(DataLoader(Fetched(20), batch_size=8, sampler=Backwards()), "train"), 8, World(), True
+    )
 
     assert source.steps is None
     assert list(range(19, -1, -1)) == [i for batch in source.epoch(42, 0) for i in seen(batch)]
@@ -241,7 +243,7 @@ def test_batch_samplers_of_the_user_are_kept() -> None:
         def __iter__(self) -> Iterator[list[int]]:
             return iter([[0, 5], [1], [2, 3, 4]])
 
-    source = batches(as_source(DataLoader(Fetched(6), batch_sampler=Pairs()), "train"), 8, World(), True)
+    source = batches_of(as_source(DataLoader(Fetched(6), batch_sampler=Pairs()), "train"), 8, World(), True)
 
     assert [[0, 5], [1], [2, 3, 4]] == [seen(batch) for batch in source.epoch(42, 0)]
     assert source.steps is None
@@ -262,7 +264,7 @@ def test_a_dataset_that_is_asked_for_whole_batches(world_size: int) -> None:
     """The idiom `DataLoader(dataset, sampler=BatchSampler(...), batch_size=None)` keeps its sampler."""
     sampler = BatchSampler(RandomSampler(range(20)), 8, drop_last=False)
     source = as_source(DataLoader(Bulk(), sampler=sampler, batch_size=None), "train")
-    alone = batches(source, 99, World(), True)
+    alone = batches_of(source, 99, World(), True)
     epochs = [[seen(b) for b in alone.epoch(42, epoch)] for epoch in (0, 1, 0)]
 
     assert isinstance(source, Stream)
@@ -290,7 +292,7 @@ class Sized(Counting):
 @pytest.mark.parametrize(("dataset", "steps"), [(Counting(), None), (Sized(), 3)])
 def test_streams_are_read_in_order(dataset: Any, steps: int | None) -> None:
     """A stream is read as it comes, every sample once, in steps of the batch size, cut into micro-batches."""
-    source = batches(as_source(dataset, "train"), 8, World(), shuffle=True, parts=3)
+    source = batches_of(as_source(dataset, "train"), 8, World(), shuffle=True, micro_batches=3)
     found = steps_of(source)
 
     assert steps == source.steps
@@ -302,7 +304,7 @@ def test_streams_are_read_in_order(dataset: Any, steps: int | None) -> None:
 def test_loading_workers_see_every_sample_once() -> None:
     """With `num_workers=2` the batches come in order and complete, epoch after epoch."""
     loader = DataLoader(Fetched(20), batch_size=8, num_workers=2)
-    source = batches(as_source(loader, "train"), 8, World(), True)
+    source = batches_of(as_source(loader, "train"), 8, World(), True)
     epochs = [[i for b in source.epoch(42, epoch) for i in seen(b)] for epoch in (0, 1)]
 
     assert [list(range(20))] * 2 == epochs
@@ -311,7 +313,7 @@ def test_loading_workers_see_every_sample_once() -> None:
 def test_a_collate_function_is_kept() -> None:
     """What the loader's collate function makes is the batch."""
     loader = DataLoader(Fetched(20), batch_size=8, collate_fn=lambda items: {"x": torch.stack([x for x, _ in items])})
-    first = next(iter(batches(as_source(loader, "train"), 8, World(), True).epoch(42, 0)))
+    first = next(iter(batches_of(as_source(loader, "train"), 8, World(), True).epoch(42, 0)))
 
     assert ["x"] == list(first.data)
     assert (8, 1) == first.data["x"].shape

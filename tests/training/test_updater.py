@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quik_nb import RecipeError, StopTraining
 from quik_nb.events import EpochEnd
-from quik_nb.training.compiling import Compiled
+from quik_nb.training.engine import compile_in_place
 
 
 def test_average_is_torch_own() -> None:
@@ -119,7 +119,7 @@ def test_compiled_model_gives_the_same_numbers() -> None:
     """A compiler changes the speed at most: here one that hands the model back as it is."""
     session, plain = regression(epochs=2), regression(epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda net: net.forward)
+        patch.setattr(torch, "compile", lambda call: call)
         session.train(compile=True)
     plain.train()
 
@@ -148,11 +148,12 @@ def test_compiler_that_fails_is_left_aside() -> None:
         raise TorchDynamoException("no compiler here")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda net: broken)
-        compiled = Compiled(net, notes.append)
+        patch.setattr(torch, "compile", lambda call: broken)
+        undo = compile_in_place(net, notes.append)
     x, _ = numbers()
-    for _ in range(2):
-        assert torch.equal(net(x), compiled(x))
+    assert torch.equal(network()(x), net(x))
+    assert torch.equal(network()(x), net(x))
+    undo()
     assert ["torch.compile failed (no compiler here); training goes on without it."] == notes
 
 

@@ -52,19 +52,19 @@ class Batches(Protocol):
         """
 
 
-def shard_batch(start: int, stop: int, world: World, parts: int = 1) -> list[Shard]:
-    """Shard the batch of positions `start` to `stop` for this rank, into at most `parts` micro-batches.
+def shard_batch(start: int, stop: int, world: World, micro_batches: int = 1) -> list[Shard]:
+    """Shard the batch of positions `start` to `stop` for this rank, into at most so many micro-batches.
 
-    >>> shard_batch(0, 5, World(rank=1, world_size=2), parts=2)
+    >>> shard_batch(0, 5, World(rank=1, world_size=2), micro_batches=2)
     [Shard(start=3, stop=4, samples=1, total=5, last=False), Shard(start=4, stop=5, samples=1, total=5, last=True)]
     """
     total = stop - start
     low, high = (start + edge for edge in world.shard_bounds(total))
     if low == high:  # no sample for this rank: it computes on the first one with weight zero, so that no rank waits
         return [Shard(start, start + 1, 0, total, True)]
-    if parts == 1:
+    if micro_batches == 1:
         return [Shard(low, high, high - low, total, True)]
-    size = -(-(high - low) // parts)
+    size = -(-(high - low) // micro_batches)
     edges = list(range(low, high, size))
     return [Shard(a, min(a + size, high), min(size, high - a), total, a == edges[-1]) for a in edges]
 

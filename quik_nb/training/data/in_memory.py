@@ -15,9 +15,6 @@ from quik_nb.training.world import World
 CHUNK_BYTES = 64 * 2**20
 """Shuffled rows are gathered in chunks of at most this size, so that memory is bounded and a batch is just a slice."""
 
-PASS_BYTES = 2**20
-"""A pass without training takes as many rows into one forward as fit here with their outputs, at least a batch."""
-
 DEVICE_SHARE = 0.4
 """Data stays on a GPU if it takes at most this part of the memory that is free there."""
 
@@ -25,10 +22,10 @@ DEVICE_SHARE = 0.4
 class TensorBatches:
     """Batches of tensors in memory: one permutation an epoch, rows gathered in chunks, a batch is a slice."""
 
-    def __init__(self, source: Tensors, batch_size: int, world: World, shuffle: bool, parts: int = 1) -> None:
+    def __init__(self, source: Tensors, batch_size: int, world: World, shuffle: bool, micro_batches: int = 1) -> None:
         self.source, self.world, self.shuffle = resident(source, world.device), world, shuffle
         n = len(source)
-        self.cuts = [shard_batch(a, min(a + batch_size, n), world, parts) for a in range(0, n, batch_size)]
+        self.cuts = [shard_batch(a, min(a + batch_size, n), world, micro_batches) for a in range(0, n, batch_size)]
         rows = max(1, CHUNK_BYTES // source.row_bytes)
         self.steps_per_chunk = max(1, rows // batch_size)
 
@@ -69,32 +66,21 @@ class TensorBatches:
 
 
 class EvalBatches:
-    """This rank's rows of a split in order, for a pass without training: a batch first, then as many as fit.
-
-    Rows lie together for each rank, so that ranks need not agree on how many they take at once.
-    """
+    """This rank's rows of a split in order, for a pass without training: rows that lie together, cut into batches."""
 
     def __init__(self, source: Tensors, batch_size: int, world: World) -> None:
         self.source, self.world = resident(source, world.device), world
-        self.batch_size = self.size = batch_size
+        self.batch_size = batch_size
         self.start, self.stop = world.shard_bounds(len(source))
 
     @property
     def steps(self) -> int:
-        return -(-(self.stop - self.start) // self.size)
-
-    def fit(self, output_bytes: int) -> None:
-        """Take more rows at once from now on.
-
-        Args:
-            output_bytes: of one row's outputs. What lies between inputs and outputs is not known, hence a small bound.
-        """
-        self.size = max(self.size, PASS_BYTES // max(self.source.row_bytes, output_bytes))
+        return -(-(self.stop - self.start) // self.batch_size)
 
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        at, self.size = self.start, self.batch_size  # each pass alike, so that the same weights give the same loss
+        at = self.start
         while at < self.stop:
-            count = min(self.size, self.stop - at)
+            count = min(self.batch_size, self.stop - at)
             values = [self._rows(tensor, at, count) for tensor in self.source.tensors]
             yield Batch(self.source.pack(values), count, count)
             at += count

@@ -37,8 +37,8 @@ class IndexListSampler:
 class SampleBatches:
     """Batches of a map-style dataset: the global order is dealt out as index lists to a `DataLoader`."""
 
-    def __init__(self, source: Samples, batch_size: int, world: World, shuffle: bool, parts: int = 1) -> None:
-        self.source, self.world, self.parts = source, world, parts
+    def __init__(self, source: Samples, batch_size: int, world: World, shuffle: bool, micro_batches: int = 1) -> None:
+        self.source, self.world, self.micro_batches = source, world, micro_batches
         self.batch_size = source.batch_size or batch_size
         self.shuffle = shuffle if source.shuffle is None else source.shuffle
         self.dealt = IndexListSampler()
@@ -77,7 +77,7 @@ class SampleBatches:
 
     def _lists(self, batches: Iterable[list[int]], cuts: list[Shard]) -> Iterator[list[int]]:
         for batch in batches:
-            for cut in shard_batch(0, len(batch), self.world, self.parts):
+            for cut in shard_batch(0, len(batch), self.world, self.micro_batches):
                 cuts.append(cut)
                 yield batch[cut.start : cut.stop]
 
@@ -99,8 +99,8 @@ def _drawn(sampler: Iterable[Any], seed: int) -> list[Any]:
 class StreamBatches:
     """Batches of a stream: each rank reads all of it and keeps its share; streams may be uneven without a hang."""
 
-    def __init__(self, source: Stream, batch_size: int, world: World, parts: int = 1) -> None:
-        self.source, self.world, self.parts = source, world, parts
+    def __init__(self, source: Stream, batch_size: int, world: World, micro_batches: int = 1) -> None:
+        self.source, self.world, self.micro_batches = source, world, micro_batches
         self.batch_size = source.batch_size or batch_size
         size = None if source.ready else self.batch_size
         self.drawn = IndexListSampler()
@@ -127,7 +127,7 @@ class StreamBatches:
     def _walk(self, stream: Iterator[Any]) -> Iterator[Batch]:
         for data in stream:
             n = batch_length(data)
-            for cut in shard_batch(0, n, self.world, self.parts):
+            for cut in shard_batch(0, n, self.world, self.micro_batches):
                 whole = cut.stop - cut.start == n
                 part = data if whole else cut_batch(data, cut.start, cut.stop)
                 yield Batch(to_device(part, self.world.device), cut.samples, cut.total, cut.last)

@@ -1,0 +1,118 @@
+"""One rank of a training, from beginning to end: what is taken from the user for its time, and given back after it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from quik_nb.events import Output
+from quik_nb.training import rng, torch_switches
+from quik_nb.training.boundary import StepBoundary
+from quik_nb.training.commands import Commands, LocalCommands
+from quik_nb.training.engine import Engine, compile_in_place
+from quik_nb.training.forward import ForwardStep, criterion_on
+from quik_nb.training.job import Checkpoint, Emit, Job
+from quik_nb.training.loop import Loop
+from quik_nb.training.optimizers import freeze
+from quik_nb.training.train_mode import preserve_training_mode
+from quik_nb.training.world import World
+
+
+def run_rank(
+    job: Job,
+    world: World,
+    commands: Commands,
+    checkpoint: Checkpoint | None,
+    emit: Emit,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """One rank of a training, from beginning to end; all that is the user's is given back as it was.
+
+    Args:
+        job: what to train and how far; its model is trained in place.
+        world: this rank among the others.
+        commands: what is asked of the run on its way.
+        checkpoint: what rank 0 hands its state to; None for nothing.
+        emit: is called with every event, on each rank with its own.
+        clock: gives seconds, for tests.
+    """
+    __tracebackhide__ = True
+    with loop_of(job, world, emit, commands, clock) as loop:
+        loop.run(checkpoint)
+
+
+@contextmanager
+def loop_of(
+    job: Job,
+    world: World,
+    emit: Emit,
+    commands: Commands | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Loop]:
+    """The loop of a job, as `run_rank` has it.
+
+    What is taken from the user for the time of the training is given back in reverse order, whatever fails: random
+    numbers, torch's switches, the model's device and modes, gradients, frozen flags, the criterion, hooks.
+    """
+    recipe, model = job.recipe, job.model
+
+    def note(text: str) -> None:
+        if world.is_logger:
+            emit(Output(0, f"{text}\n", "stderr"))
+
+    with ExitStack() as given_back:
+        given_back.enter_context(rng.preserved(world.device))
+        given_back.enter_context(torch_switches.preserved())
+        given_back.enter_context(model_on(model, world.device))
+        given_back.enter_context(preserve_training_mode(model))
+
+        # gradients of a manual backward() are dropped, and ours are left to nobody
+        model.zero_grad()
+        given_back.callback(model.zero_grad)
+        given_back.callback(unfreeze, list(freeze(model, recipe.settings.freeze)))
+
+        criterion = given_back.enter_context(criterion_on(recipe, world.device))
+        train_step = ForwardStep(recipe, criterion, recipe.train)
+        valid_step = ForwardStep(recipe, criterion)
+        if job.has_own_loop or recipe.step is not None:
+            given_back.enter_context(train_step.listening())
+            given_back.enter_context(valid_step.listening())
+        if loose := parameters_of(criterion):
+            note(
+                f"The criterion has parameters of its own ({', '.join(loose)}), which the optimizer does not train: "
+                f"make it a part of the model, or switch them off with requires_grad_(False)."
+            )
+
+        by_hooks = "the loop is your own" if job.has_own_loop else ""
+        engine = Engine(recipe, model, train_step, world, by_hooks)
+        given_back.callback(engine.parallel.close)
+        if recipe.settings.compile:
+            given_back.callback(compile_in_place(model, note))
+
+        boundary = StepBoundary(recipe.settings, world, commands or LocalCommands(), clock)
+        yield Loop(job, engine, valid_step, boundary, emit)
+
+
+@contextmanager
+def model_on(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on a device for a while."""
+    home = next((parameter.device for parameter in model.parameters()), device)
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+def unfreeze(parameters: list[nn.Parameter]) -> None:
+    """Switch on the gradients of parameters that were frozen for a while."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
+def parameters_of(criterion: object) -> list[str]:
+    """The names of a criterion's own parameters, which nobody trains."""
+    named = criterion.named_parameters() if isinstance(criterion, nn.Module) else ()
+    return [name for name, parameter in named if parameter.requires_grad]
