@@ -46,15 +46,26 @@ def range_test(recipe: Recipe, device: torch.device, start: float, end: float, s
     """
     settings = replace(recipe.settings, ema=None, patience=None, compile=False, checkpoint_minutes=None)
     bare = replace(recipe, settings=settings, scheduler=None, valid=None, metrics={})
+    rates = (start * (end / start) ** (i / max(1, steps - 1)) for i in count())
     points: list[Point] = []
 
     def walk(loop: Loop) -> None:
-        for point in _walk(loop, start, end, steps):
-            points.append(point)
-            if len(points) == steps or blown_up([loss for _, loss in points]):
-                return
+        rate, at_boundary = start, True
+        for _ in loop.iter_epochs():
+            for batch in loop.batches("train"):
+                if at_boundary:
+                    rate = next(rates)
+                    loop.set_lr(rate)
 
-    job = Job(bare, steps, "the learning-rate finder", loop=walk)
+                loop.train_step(batch)
+                at_boundary = batch.last
+                if at_boundary:
+                    points.append((rate, loop.step_loss()))
+                    if len(points) == steps or blown_up([loss for _, loss in points]):
+                        return
+            loop.next_epoch()
+
+    job = Job(bare, steps, "the learning-rate finder")
     with as_before(job.model), suppress(DivergenceError), loop_of(job, World(device=device), nobody_listens) as loop:
         walk(loop)
     return points
@@ -62,27 +73,6 @@ def range_test(recipe: Recipe, device: torch.device, start: float, end: float, s
 
 def nobody_listens(event: Event) -> None:
     """Events of the test are shown nowhere."""
-
-
-def _walk(loop: Loop, start: float, end: float, steps: int) -> Iterator[Point]:
-    """The rate and the loss of each optimizer step, over as many epochs as that takes."""
-    rates = (start * (end / start) ** (i / max(1, steps - 1)) for i in count())
-    for _ in loop.iter_epochs():
-        rate, total, amount, at_boundary = 0.0, 0.0, 0.0, True
-        for batch in loop.batches("train"):
-            if at_boundary:
-                rate, total, amount = next(rates), 0.0, 0.0
-                loop.set_lr(rate)
-
-            output = loop.train_step(batch)
-            weight = float(batch.samples if output.count is None else output.count)
-            total += float(output.loss) * (1.0 if output.reduction == "sum" else weight)
-            amount += weight
-
-            at_boundary = batch.last
-            if at_boundary:
-                yield rate, total / amount
-        loop.next_epoch()
 
 
 @contextmanager

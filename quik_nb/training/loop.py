@@ -231,6 +231,11 @@ class Loop:
         self._position.drawn = False
         self._record = EpochRecord(self._job.recipe, self.world, self._boundary.clock)
 
+    def step_loss(self) -> float:
+        """The loss of the latest optimizer step, over its micro-batches on this rank; waits for the device."""
+        self._record.losses.read()
+        return self._record.losses.last_step
+
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the first parameter group from now on; the others are scaled alike."""
         self._engine.updater.schedule.set_lr(lr)

@@ -43,6 +43,8 @@ class LossMeter:
         self.bad: int | None = None
         """number of the first step whose loss was NaN or infinite, counted from 0"""
         self.bad_in_a_row = 0
+        self.last_step = float("nan")
+        """loss of the latest step that was read"""
         self._average = 0.0
         self._losses = 0
         self._new: list[tuple[Tensor, float | Tensor, bool]] = []
@@ -95,7 +97,8 @@ class LossMeter:
             self._step = (self._step[0] + loss * count, self._step[1] + count)
         if last:
             total, amount = self._step
-            self._steps.append(total / amount if amount else math.nan)
+            self.last_step = total / amount if amount else math.nan
+            self._steps.append(self.last_step)
             self._step = (0.0, 0.0)
             self._steps_done += 1
 

@@ -264,7 +264,7 @@ def test_a_batch_of_one_with_batch_statistics() -> None:
         session.train()
     session.train(batch_size=40)
 
-    assert "this batch, the rest of an epoch, has one: take another batch_size" in caught.value.__notes__[0]
+    assert "this batch, the rest of an epoch, has one: use another batch_size" in caught.value.__notes__[0]
 
 
 def test_an_error_in_the_criterion_keeps_the_session() -> None:

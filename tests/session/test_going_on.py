@@ -166,7 +166,7 @@ def test_an_error_at_once_leaves_the_unfinished_epoch(tmp_path: Path) -> None:
     resumed = QuikSession.resume(session.folder)
 
     assert session.history.equals(resumed.history)
-    assert "share" in resumed.history
+    assert "fraction" in resumed.history
     session.train(1)
     resumed.train(1, view=False)
     assert rows(session) == rows(resumed)
