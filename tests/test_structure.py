@@ -93,14 +93,14 @@ def test_imports_point_down(module: str) -> None:
 
 
 def test_the_house_has_few_rooms_and_short_ways() -> None:
-    """At most 16 rooms at the top, and no module stands on a chain of more than 17."""
+    """At most 16 rooms at the top, and no module stands on a chain of more than 18."""
     graph = {module: ours(path) - {module} for module, path in MODULES.items()}
 
     def chain(module: str) -> int:
         return 1 + max(map(chain, graph[module]), default=0)
 
     assert len(set(map(part, MODULES))) <= 16
-    assert max(map(chain, graph)) <= 17
+    assert max(map(chain, graph)) <= 18
 
 
 def test_no_import_circles() -> None:

@@ -87,7 +87,7 @@ def test_other_batches_begin_the_unfinished_epoch_anew() -> None:
 
     assert 0.0 < row.fraction < 1.0
     assert [0] == list(session.history["epoch"])
-    assert "share" not in session.history
+    assert "fraction" not in session.history
     assert loss == pytest.approx(session.history["train_loss"][0], rel=1e-12)
     assert distance(by_hand, session.model) <= 1e-12
     assert row.time > session.history["time"][0]  # the slow steps that were given up do not count
@@ -339,4 +339,4 @@ def test_a_stop_at_the_end_of_all_finishes(when: Any) -> None:
 
     assert "finished" == session.train().state
     assert [0] == list(session.history["epoch"])
-    assert "share" not in session.history
+    assert "fraction" not in session.history

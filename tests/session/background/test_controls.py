@@ -175,7 +175,7 @@ def test_a_stop_in_a_pause_ends_the_run(notebook: Kernel) -> None:
         "while len(run.history) < 1:\n    time.sleep(0.01)\n"
         "time.sleep(0.1); run.pause(); time.sleep(0.5); began = time.time(); run.stop(); run.wait()\n"
         "quick = time.time() - began < 2\n"
-        "done = int((s.history.get('share', s.history.epoch * 0 + 1) == 1).sum())\n"
+        "done = int((s.history.get('fraction', s.history.epoch * 0 + 1) == 1).sum())\n"
         "s.train(epochs=4 - done, processes=1)\n"
         "w = session(Net(), epochs=4, view=False); w.train(processes=1)\n"
         "print(run.state, quick, abs(s.history.valid_loss - w.history.valid_loss).max() < 1e-9)",

@@ -51,7 +51,7 @@ def test_a_kernel_that_ends_takes_its_run_along(make_notebook: MakeNotebook, how
     resumed = second.ok(
         f"s = QuikSession.resume()\n"
         "print(len(s.history) , s.run)\n"
-        "done = int((s.history.get('share', s.history.epoch * 0 + 1) == 1).sum())\n"
+        "done = int((s.history.get('fraction', s.history.epoch * 0 + 1) == 1).sum())\n"
         "s.model.before = lambda rank, step: None\n"
         "s.train(epochs=12 - done, view=False, processes=1)\n"
         "w = session(Net(), epochs=100, view=False); w.train(epochs=12, processes=1)\n"

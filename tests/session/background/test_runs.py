@@ -127,7 +127,7 @@ def test_a_stopped_run_goes_on_in_the_background(notebook: Kernel) -> None:
         notebook,
         "s = session(Net(slow), epochs=4)\n"
         "s.train(background=True); time.sleep(0.5); s.run.stop(); s.run.wait()\n"
-        "done = int((s.history.get('share', s.history.epoch * 0 + 1) == 1).sum())\n"
+        "done = int((s.history.get('fraction', s.history.epoch * 0 + 1) == 1).sum())\n"
         "s.train(epochs=4 - done, background=True).wait()\n"
         "w = session(Net(), epochs=4); w.train(processes=1)\n"
         "print(list(s.history.epoch), abs(s.history.valid_loss - w.history.valid_loss).max() < 1e-12,"
