@@ -7,7 +7,6 @@ import psutil
 import pytest
 import torch
 from harness.plain import distance, network, regression
-from quik_nb.training.trainer import Job
 from torch import nn
 
 from quik_nb.events import EpochEnd, Event, Row, RunEnd, RunStart
