@@ -27,7 +27,7 @@ from quik_nb.training.rng import preserved
 GAP = "..."
 """Stands in an expression for what has to be filled in by hand."""
 
-LARGEST = 1000
+MAX_ELEMENTS = 1000
 """Elements of a tensor that are written out."""
 
 SHORT_NAMES = {
@@ -53,7 +53,7 @@ class Quoter:
         """source by name, in an order in which each comes after what it is built on"""
         self.gaps: list[str] = []
         """a sentence for each thing to fill in by hand"""
-        self._named: dict[str, Any] = {}
+        self._by_name: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ values
 
@@ -79,7 +79,7 @@ class Quoter:
                 return f"[{', '.join(self.value(v, what) for v in value)}]"
             case tuple() if type(value) is tuple:
                 return f"({', '.join(self.value(v, what) for v in value)}{',' if len(value) == 1 else ''})"
-            case Tensor() if value.numel() <= LARGEST:
+            case Tensor() if value.numel() <= MAX_ELEMENTS:
                 return f"{self._module(torch)}.tensor({value.tolist()!r}, dtype={value.dtype})".replace("nan", GAP)
             case torch.dtype():
                 return repr(value)
@@ -115,14 +115,14 @@ class Quoter:
 
     def _imported(self, target: Any, name: str) -> str:
         """From the shortest module path that offers it; those of torch by the names of every tutorial."""
-        home = home_of(target, name)
-        if home == "builtins":
+        module = public_module(target, name)
+        if module == "builtins":
             return name
-        if home is None:
+        if module is None:
             return self._gap(f"{name} is not found in {target.__module__}, so import it by hand")
-        if home in SHORT_NAMES or home == "torch.optim.lr_scheduler":
-            return f"{self._module(sys.modules[home])}.{name}"
-        self.imports.add(f"from {home} import {name}")
+        if module in SHORT_NAMES or module == "torch.optim.lr_scheduler":
+            return f"{self._module(sys.modules[module])}.{name}"
+        self.imports.add(f"from {module} import {name}")
         return name
 
     def _module(self, module: ModuleType) -> str:
@@ -135,11 +135,11 @@ class Quoter:
 
     def _define(self, name: str, target: Any) -> None:
         """Quote a class or function, after all that it uses."""
-        if name in self._named:
-            if self._named[name] is not target:
+        if name in self._by_name:
+            if self._by_name[name] is not target:
                 self._gap(f"two things are called {name}, and the script has just one of them")
             return
-        self._named[name] = target
+        self._by_name[name] = target
         source = source_of(target)
         if source is None:
             self._gap(f"the source of {name} ({target.__module__}) is not at hand, so import or paste it")
@@ -167,11 +167,11 @@ class Quoter:
             self.imports.add(line if short == name else plain)
         elif isinstance(value, type | FunctionType | BuiltinFunctionType) and value.__name__ == name:
             if installed(value.__module__):  # the bare name was written, so the bare name is imported
-                self.imports.add(f"from {home_of(value, name) or value.__module__} import {name}")
+                self.imports.add(f"from {public_module(value, name) or value.__module__} import {name}")
             else:
                 self.reference(value)
-        elif name not in self._named:
-            self._named[name] = value
+        elif name not in self._by_name:
+            self._by_name[name] = value
             self.definitions[name] = f"{name} = {self.value(value, f'the variable {name}')}"
 
     # ------------------------------------------------------------------ modules
@@ -187,70 +187,77 @@ class Quoter:
             inner = "".join(f"    {textwrap.indent(part, '    ').lstrip()},\n" for part in parts)
             opening, closing = ("(", ")") if kind is nn.Sequential else ("([", "])")
             return f"{self.reference(kind)}{opening}\n{inner}{closing}" if parts else f"{self.reference(kind)}()"
-        words, kept = [], {}
+        words, arguments = [], {}
         for keyword, default in keywords_of(kind):
-            found = self._kept(module, keyword)
-            if found is not None:
-                kept[keyword] = _argument(module, keyword)
-            if found is None and default is inspect.Parameter.empty:
-                found = self._gap(f"{kind.__name__} keeps no {keyword}, so fill in what you made it with")
-            if found is not None and found != _text(default):
-                words.append(f"{keyword}={found}")
-        if GAP not in "".join(words) and not kind.__module__.startswith("torch.") and not makes(kind, kept, module):
+            text = self._argument(module, keyword)
+            if text is not None:
+                arguments[keyword] = _stored(module, keyword)
+            elif default is inspect.Parameter.empty:
+                text = self._gap(f"{kind.__name__} keeps no {keyword}, so fill in what you made it with")
+            if text is not None and text != _text(default):
+                words.append(f"{keyword}={text}")
+
+        is_open = not kind.__module__.startswith("torch.") and GAP not in "".join(words)
+        if is_open and not makes(kind, arguments, module):
             names = ", ".join(keyword for keyword, _ in keywords_of(kind))
             what = f"does not tell what it was made with ({names})" if names else "was changed after it was made"
             return f"{self.reference(kind)}({self._gap(f'{kind.__name__} {what}')})"
         return f"{self.reference(kind)}({', '.join(words)})"
 
-    def _kept(self, module: nn.Module, keyword: str) -> str | None:
-        """What a module kept of an argument, as an expression; None where it kept nothing."""
+    def _argument(self, module: nn.Module, keyword: str) -> str | None:
+        """An argument that a module stored in an attribute of that name, as an expression; None where it did not."""
         if not hasattr(module, keyword):
             return None
-        value = _argument(module, keyword)
-        trial = Quoter()
+        value = _stored(module, keyword)
+
+        trial = Quoter()  # what has no text must not leave a gap here: then the argument is asked for by name
         trial.value(value, keyword)
         return None if trial.gaps else self.value(value, keyword)
 
 
-def _argument(module: nn.Module, keyword: str) -> Any:
-    """The value that a module kept of an argument; of a layer's bias whether there is one, as it was asked for."""
+def _stored(module: nn.Module, keyword: str) -> Any:
+    """The value of an argument that a module stored."""
     value = getattr(module, keyword)
-    return value is not None if isinstance(value, nn.Parameter) or (value is None and keyword == "bias") else value
+
+    # A layer is asked for a bias with True or False, and stores the bias itself, or None.
+    if isinstance(value, nn.Parameter) or (value is None and keyword == "bias"):
+        return value is not None
+    return value
 
 
 def makes(kind: type[nn.Module], arguments: Mapping[str, Any], module: nn.Module) -> bool:
-    """Whether a class makes a module of the same form from these arguments."""
-    for place in (
-        torch.device("meta"),
-        nullcontext(),
-    ):  # on the first a large model takes no memory; not all can be there
+    """Whether a class makes a module of the same structure from these arguments."""
+    # On the meta device a large model takes no memory; but not all can be made there.
+    for place in (torch.device("meta"), nullcontext()):
         with preserved():
-            copies = deepcopy(dict(arguments))  # it may initialise anew what it is given
+            copies = deepcopy(dict(arguments))  # the class may initialise again what it is given
             try:
                 with place:
                     made = kind(**copies)
             except Exception:  # whatever it is: then these are not its arguments
                 continue
-        if alike(made, module):
+        if same_structure(made, module):
             return True
     return False
 
 
-def alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules are of the same form: classes, shapes of the weights, and plain attributes, all through."""
+def same_structure(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have the same structure: classes, shapes of weights and plain attributes, all through."""
     if type(one) is not type(other):
         return False
+
     weights = ({name: tuple(p.shape) for name, p in m.named_parameters(recurse=False)} for m in (one, other))
     plain = (
         {name: value for name, value in vars(m).items() if not name.startswith("_") and name != "training"}
         for m in (one, other)
     )
     children = dict(one.named_children()), dict(other.named_children())
+
     return (
         same(*weights)
         and same(*plain)
         and list(children[0]) == list(children[1])
-        and all(alike(children[0][name], children[1][name]) for name in children[0])
+        and all(same_structure(children[0][name], children[1][name]) for name in children[0])
     )
 
 
@@ -272,7 +279,7 @@ def keywords_of(kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------------- sources
 
 
-def home_of(target: Any, name: str) -> str | None:
+def public_module(target: Any, name: str) -> str | None:
     """The shortest path of a module that offers a class or function by this name."""
     parts = target.__module__.split(".")
     paths = (".".join(parts[:n]) for n in range(1, len(parts) + 1))

@@ -108,8 +108,10 @@ class Script:
 
     def _report_clashes(self, body: str) -> None:
         """Ask for another name where the script would use one of the user's for something of its own."""
-        quoted = [text or "" for text in self.parts.values()]
+        quoted = [text.partition("  # ")[0] for text in self.parts.values() if text is not None]
         quoted += [text for name, text in self.inlined.items() if name.startswith("STEP") or "LOADER" in name]
+
+        # Within a function that has a variable of this name, what was quoted there would mean that variable.
         hidden = names_made(body, local=True) & set(re.findall(r"\w+", " ".join(quoted)))
         clash = sorted((names_made(body) | hidden) & set(self.quote.definitions))
         if clash:
@@ -187,8 +189,8 @@ class Script:
         model, origin = self.recipe.model, self.origin
         assert model is not None  # an incomplete recipe is refused before
         if origin.maker is None:
-            floats = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
-            cast = f", {next(iter(floats))}" if len(floats) == 1 else ""
+            floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
+            cast = f", {next(iter(floats))}" if len(floats) == 1 and floats != {torch.float32} else ""
             self.parts["model"] = f"{self.quote.module(model)}.to(device{cast})"
         else:
             made = self.quote.reference(origin.maker)
@@ -224,9 +226,12 @@ class Script:
 
         keys = self._keys()
         if keys is not None:
-            self.facts["batch"] = self.facts["data"] = dict.fromkeys(keys) if keys else ()
+            self.facts["batch"] = {} if keys else ()
+        forms = {source.names is not None for source in self.sources.values() if isinstance(source, Tensors)}
+        if len(forms) == 1:
+            self.facts["data"] = {} if True in forms else ()
         self._instead("LABEL", in_quotes(next((key for key in LABEL_KEYS if key in (keys or ())), "labels")))
-        if keys is not None and all(isinstance(source, Tensors) for source in self.sources.values()):
+        if keys is not None and len(forms) == 1 and all(isinstance(s, Tensors) for s in self.sources.values()):
             self.inlined[r"count_samples\((\w+)\)"] = rf"len(\1[{in_quotes(keys[0]) if keys else 0}])"
 
     def _keys(self) -> tuple[str, ...] | None:
@@ -390,7 +395,7 @@ def write_script(text: str, recipe: Recipe, original: dict[str, Any], folder: Pa
             values[files.tensors(split)] = source.pack([row.cpu() for row in rows])
     there = [str(path) for path in (folder / SCRIPT, *values) if path.exists()]
     if there:
-        raise CheckpointError(f"as_code would overwrite {', '.join(there)}: name a folder that is empty or new.")
+        raise CheckpointError(f"as_code would overwrite {', '.join(there)}: pass a folder that is empty or new.")
     for path, value in values.items():
         write(value, path)
     (folder / SCRIPT).write_text(text)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from harness.kernel import Kernel
 from harness.plain import classes, network, numbers, quiet, regression
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from quik_nb import CheckpointError, QuikSession, RecipeError
 from quik_nb.export.quoting import Quoter, lambda_source
@@ -178,22 +178,47 @@ class Counting(Dataset[Any]):
         return x[i], y[i]
 
 
-def test_what_has_no_text_is_to_be_filled_in(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A dataset is marked, the head says what it is, and filled in the script gives the same losses."""
-    session = regression(epochs=2, base_dir=tmp_path, data_date="20210101")
-    session.add_data(train=Counting(40), valid=Counting(20))
-    code = session.as_code()
-    (tmp_path / "data").mkdir()
-    torch.save(session.model.state_dict(), tmp_path / "data" / "state_dict_eorig_20210101.pt")
-    session.train()
-    filled = code.replace("train = ...", "train = own_train").replace("valid = ...", "valid = own_valid")
-    names: dict[str, Any] = {"__name__": "__main__", "own_train": Counting(40), "own_valid": Counting(20)}
-    exec(filled, names)
+class Stream(IterableDataset[Any]):
+    """The same samples, one after the other."""
 
-    assert "# To fill in (where it says ...): train is 40 samples, Counting: make or load it." in code
-    assert list(session.history.train_loss) == pytest.approx([row["train_loss"] for row in names["history"]], abs=1e-12)
-    assert list(session.history.valid_loss) == pytest.approx([row["valid_loss"] for row in names["history"]], abs=1e-12)
-    assert "train_loss" in capsys.readouterr().out
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from zip(*numbers(self.samples), strict=True)
+
+
+def filled(session: QuikSession, folder: Path, **own: Any) -> tuple[str, list[float]]:
+    """The script of a session, and its losses once these objects are filled in for the splits."""
+    code = session.as_code()
+    (folder / "data").mkdir()
+    torch.save(session.model.state_dict(), folder / "data" / "state_dict_eorig_20210101.pt")
+    names: dict[str, Any] = {"__name__": "__main__", **{f"own_{split}": data for split, data in own.items()}}
+    text = code
+    for split in own:
+        text = text.replace(f"{split} = ...", f"{split} = own_{split}")
+    exec(text, names)
+    return code, [row[name] for row in names["history"] for name in row if name != "epoch"]
+
+
+def losses(session: QuikSession) -> list[float]:
+    """The losses of a session's training, by epoch."""
+    session.train()
+    names = [name for name in session.history.columns if name in ("train_loss", "valid_loss")]
+    return [float(value) for value in session.history[names].to_numpy().ravel()]
+
+
+@pytest.mark.parametrize("kind", [Counting, Stream])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_what_has_no_text_is_to_be_filled_in(kind: Any, accumulate: int, tmp_path: Path) -> None:
+    """A dataset or stream is marked, the head says what it is, and filled in the script gives the same losses."""
+    session = regression(epochs=2, base_dir=tmp_path, data_date="20210101", accumulate=accumulate)
+    session.add_data(train=kind(40), valid=kind(20))
+    code, found = filled(session, tmp_path, train=kind(40), valid=kind(20))
+    what = {Counting: "40 samples, Counting", Stream: "a stream, Stream"}[kind]
+
+    assert f"# To fill in (where it says ...): train is {what}: make or load it." in code
+    assert losses(session) == pytest.approx(found, abs=1e-12)
 
 
 def test_classes_of_cells_are_quoted(kernel: Kernel, tmp_path: Path) -> None:
@@ -332,18 +357,13 @@ class NamedRows(Counting):
         return {"x": x, "labels": y}
 
 
-def test_a_dataset_of_dicts_with_a_criterion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_of_dicts_with_a_criterion(tmp_path: Path) -> None:
     """Its batches go to the model by name, and the label to the criterion; a last batch that is dropped is dropped."""
-    loader = DataLoader(NamedRows(40), batch_size=16, drop_last=True)
-    session = regression(Named(), epochs=2, base_dir=tmp_path, data_date="20210101").add_data(train=loader)
-    code = session.as_code()
-    (tmp_path / "data").mkdir()
-    torch.save(session.model.state_dict(), tmp_path / "data" / "state_dict_eorig_20210101.pt")
-    session.train()
-    names: dict[str, Any] = {"__name__": "__main__", "own_train": NamedRows(40)}
-    exec(code.replace("train = ...", "train = own_train"), names)
+    train, valid = (DataLoader(NamedRows(n), batch_size=16, drop_last=True) for n in (40, 20))
+    session = regression(Named(), epochs=2, base_dir=tmp_path, data_date="20210101").add_data(train=train, valid=valid)
+    _, found = filled(session, tmp_path, train=NamedRows(40), valid=NamedRows(20))
 
-    assert list(session.history.train_loss) == pytest.approx([row["train_loss"] for row in names["history"]], abs=1e-12)
+    assert losses(session) == pytest.approx(found, abs=1e-12)
 
 
 BATCH_SIZE = 7
@@ -356,6 +376,21 @@ def test_names_that_the_script_needs_itself() -> None:
         return criterion(model(batch[0]), batch[1]) / BATCH_SIZE
 
     assert "BATCH_SIZE is a name of yours and of this script" in regression().set_step(sized).as_code()
+
+
+def loss(model: nn.Module, criterion: Any, batch: Any) -> Tensor:
+    """A step with the name of a variable in the script."""
+    return criterion(model(batch[0]), batch[1])
+
+
+def test_names_of_variables() -> None:
+    """A name of the user's is told of where the script would take it for a variable of its own, and only there."""
+
+    def through(model: nn.Module, criterion: Any, batch: Any) -> Tensor:
+        return loss(model, criterion, batch)
+
+    assert "loss is a name of yours and of this script" in regression().set_step(loss).as_code()
+    assert "a name of yours" not in regression().set_step(through).as_code()
 
 
 def test_first_weights_of_another_training(tmp_path: Path) -> None:
