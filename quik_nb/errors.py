@@ -7,6 +7,8 @@
     ├── CheckpointError    a file of weights is missing, damaged or of another model
     └── DivergenceError    the loss is no longer a number
 
+A `QuikWarning` tells what is no error and would otherwise pass in silence: once for each cause and session.
+
 Every message has three parts: what happened, with the value given; why it matters; what to type instead.
 """
 
@@ -36,6 +38,10 @@ class CheckpointError(QuikError, RuntimeError):
 
 class DivergenceError(QuikError, ArithmeticError):
     """The training loss is NaN or infinite; the weights are those of the last row of the history."""
+
+
+class QuikWarning(UserWarning):
+    """Something that may give other numbers than you expect; the message says what, why, and what to use instead."""
 
 
 class StopTraining(Exception):  # noqa: N818  a signal like StopIteration, not an error

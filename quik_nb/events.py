@@ -1,8 +1,8 @@
 """What happened in a training: plain frozen records, the only thing that crosses from training to views.
 
-A run is `RunStart, (StepEnd | Annotation | PauseChanged | Output | EpochEnd)*, RunEnd`. `RunFailed` comes instead of
-`RunEnd` where the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as JSON and
-drawn by code that knows no torch.
+A run is `RunStart, (StepEnd | Annotation | PauseChanged | Output | Notice | EpochEnd)*, RunEnd`. `RunFailed` comes
+instead of `RunEnd` where the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as
+JSON and drawn by code that knows no torch.
 """
 
 from collections.abc import Mapping
@@ -108,6 +108,16 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the user should know, and that is no error: told once for each cause, as a `QuikWarning`."""
+
+    cause: str
+    """what it is about, the same whenever it is noticed again, such as "criterion has parameters" """
+    text: str
+    """what happened, why it matters, what to use instead"""
+
+
+@dataclass(frozen=True, slots=True)
 class EpochEnd:
     """An epoch is over, or was cut by a stop; its state is kept before this event is sent."""
 
@@ -136,4 +146,4 @@ class RunFailed:
     """the rank that failed first; None where the run is in one process"""
 
 
-Event = RunStart | StepEnd | Annotation | PauseChanged | Output | EpochEnd | RunEnd | RunFailed
+Event = RunStart | StepEnd | Annotation | PauseChanged | Output | Notice | EpochEnd | RunEnd | RunFailed

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from quik_nb.events import Annotation, EpochEnd, Event, Row, StepEnd
+from quik_nb.events import Annotation, EpochEnd, Event, Notice, Row, StepEnd
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,8 @@ class History:
         self.annotations: list[Annotation] = list(annotations)
         self.live: list[tuple[float, float]] = []
         """(position on the epoch axis, smoothed loss) of all calls so far, thinned to at most `LIVE_POINTS`"""
+        self.notices: dict[str, str] = {}
+        """what the user was told, by its cause"""
         self._stride = 1
         self._seen = 0
 
@@ -41,6 +43,8 @@ class History:
                 self.add(row)
             case Annotation():
                 self.annotations.append(event)
+            case Notice():
+                self.notices.setdefault(event.cause, event.text)
             case StepEnd(phase="train", steps=int(steps)) if steps:
                 self._add_live(event.epoch + event.step / steps, event.loss)
 
@@ -95,8 +99,9 @@ class History:
         return pd.DataFrame([flat(row) for row in self.rows], columns=columns)
 
     def to_jsonl(self) -> str:
-        """Marks and rows as JSON, one line each."""
-        lines = [*map(asdict, self.annotations), *map(asdict, self.rows)]
+        """Notices, annotations and rows as JSON, one line each."""
+        notices = [{"cause": cause, "text": text} for cause, text in self.notices.items()]
+        lines = [*notices, *map(asdict, self.annotations), *map(asdict, self.rows)]
         return "".join(json.dumps(line) + "\n" for line in lines)
 
     @classmethod
@@ -108,7 +113,9 @@ class History:
                 values = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if "label" in values:
+            if "cause" in values:
+                history.record(Notice(**values))
+            elif "label" in values:
                 history.annotations.append(Annotation(**values))
             else:
                 history.add(Row(**values))

@@ -11,13 +11,14 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 
-from quik_nb.events import Output
+from quik_nb.events import Event, Notice, Output
 from quik_nb.launch.failure import capture
 from quik_nb.launch.stdlib_patches import keep_sockets_in
 from quik_nb.launch.transfer import read_job
@@ -130,11 +131,13 @@ def _join(config: WorkerConfig) -> World:
 
 def _train(config: WorkerConfig, job: Job, world: World, sender: "EventSender") -> None:
     commands = SharedCommands(config.commands, config.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
-    run_rank(job, world, commands, config.saver, sender.send if world.is_logger else ignore)
+    run_rank(job, world, commands, config.saver, sender.send if world.is_logger else partial(send_notices, sender))
 
 
-def ignore(event: Any) -> None:
-    """What ranks other than the logger do with their events."""
+def send_notices(sender: "EventSender", event: Event) -> None:
+    """What ranks other than the logger do with their events: only what the user should know is sent."""
+    if isinstance(event, Notice):
+        sender.send(event)
 
 
 def _end_with_parent(folder: Path) -> None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from quik_nb.errors import RecipeError, StopTraining, WorkerError
-from quik_nb.events import Event, Output, PauseChanged, RunEnd, RunFailed, RunStart
+from quik_nb.errors import QuikWarning, RecipeError, StopTraining, WorkerError
+from quik_nb.events import Event, Notice, Output, PauseChanged, RunEnd, RunFailed, RunStart
 from quik_nb.history import History
 from quik_nb.launch.base import Running
 from quik_nb.training.progress import Snapshot
@@ -264,8 +264,11 @@ class Run:
             raise KeyboardInterrupt
 
     def _take(self, event: Event) -> None:
+        is_new = isinstance(event, Notice) and event.cause not in self._history.notices
         self._history.record(event)
         match event:
+            case Notice() if is_new:
+                warnings.warn(event.text, QuikWarning, stacklevel=2)
             case RunStart():
                 self._start = event
             case RunEnd():

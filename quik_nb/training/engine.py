@@ -67,7 +67,7 @@ class Engine:
         return self.updater.eval_model
 
 
-def compile_in_place(model: nn.Module, note: Callable[[str], None]) -> Callable[[], None]:
+def compile_in_place(model: nn.Module, tell: Callable[[str, str], None]) -> Callable[[], None]:
     """Have calls of a module go through `torch.compile`; gives a function that undoes it.
 
     The module stays the user's own, with its methods and the names of its weights. A compiler that fails at the first
@@ -75,7 +75,7 @@ def compile_in_place(model: nn.Module, note: Callable[[str], None]) -> Callable[
 
     Args:
         model: to be compiled at its first call.
-        note: is told why the model runs uncompiled.
+        tell: is called with a cause and a text where the compiler fails.
     """
     model.compile()
     compiled: Callable[..., Any] = model._compiled_call_impl  # type: ignore[assignment]
@@ -89,7 +89,8 @@ def compile_in_place(model: nn.Module, note: Callable[[str], None]) -> Callable[
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            note(f"torch.compile failed ({str(error).splitlines()[0]}); training goes on without it.")
+            first = (str(error).splitlines() or [""])[0]
+            tell("compile failed", f"torch.compile failed ({first}); training goes on without it.")
             undo()
             return model(*args, **keywords)
 

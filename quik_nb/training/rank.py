@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from quik_nb.events import Output
+from quik_nb.events import Notice
 from quik_nb.training import rng, torch_switches
 from quik_nb.training.boundary import StepBoundary
 from quik_nb.training.commands import Commands, LocalCommands
@@ -58,9 +58,8 @@ def loop_of(
     """
     recipe, model = job.recipe, job.model
 
-    def note(text: str) -> None:
-        if world.is_logger:
-            emit(Output(0, f"{text}\n", "stderr"))
+    def tell(cause: str, text: str) -> None:
+        emit(Notice(cause, text))
 
     with ExitStack() as given_back:
         given_back.enter_context(rng.preserved(world.device))
@@ -80,16 +79,17 @@ def loop_of(
             given_back.enter_context(train_step.listening())
             given_back.enter_context(valid_step.listening())
         if loose := parameters_of(criterion):
-            note(
+            tell(
+                "criterion has parameters",
                 f"The criterion has parameters of its own ({', '.join(loose)}), which the optimizer does not train: "
-                f"make it a part of the model, or switch them off with requires_grad_(False)."
+                f"make it a part of the model, or switch them off with requires_grad_(False).",
             )
 
         by_hooks = "the loop is your own" if job.has_own_loop else ""
         engine = Engine(recipe, model, train_step, world, by_hooks)
         given_back.callback(engine.parallel.close)
         if recipe.settings.compile:
-            given_back.callback(compile_in_place(model, note))
+            given_back.callback(compile_in_place(model, tell))
 
         boundary = StepBoundary(recipe.settings, world, commands or LocalCommands(), clock)
         yield Loop(job, engine, valid_step, boundary, emit)
