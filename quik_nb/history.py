@@ -36,6 +36,15 @@ class History:
         self._stride = 1
         self._seen = 0
 
+    def copy(self) -> "History":
+        """The same history, which later records of this one do not change."""
+        twin = History(self.rows, self.annotations)
+        twin.live = list(self.live)
+        twin.notices = dict(self.notices)
+        twin._stride = self._stride
+        twin._seen = self._seen
+        return twin
+
     def record(self, event: Event) -> None:
         """Take in what an event adds; events that add nothing pass by."""
         match event:
