@@ -334,7 +334,7 @@ class QuikSession:
     @property
     def folder(self) -> Path | None:
         """The folder of the training's history and checkpoint, or None where nothing was saved yet."""
-        return self._runs.state.folder
+        return self._runs.folder
 
     def show(self) -> None:
         """Draw the live view again, with the whole history; it follows a run that is under way."""

@@ -75,6 +75,8 @@ class TrainingRuns:
         self.latest: Run | None = None
         self._row_of_model: Row | None = None
         """while a run trains elsewhere: the row whose weights the model has"""
+        self._active_folder: Path | None = None
+        """of the run under way, which becomes that of the state with the first row"""
 
     def start(self, recipe: Recipe, call: Call) -> Run:
         """Start a run, and see it through unless it is one in the background.
@@ -134,6 +136,7 @@ class TrainingRuns:
             if interrupts is not None and interrupts.count:
                 raise KeyboardInterrupt("the training was not begun")
             undo.pop_all()
+        self._active_folder = begun.folder
         return run
 
     # ------------------------------------------------------------------ the run under way
@@ -144,6 +147,13 @@ class TrainingRuns:
         if self.latest is not None and self.latest.is_active:
             return self.latest.record
         return self.state.history
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder, also that of a run under way which has no row yet."""
+        if self.latest is not None and self.latest.is_active:
+            return self._active_folder
+        return self.state.folder
 
     def refuse_while_active(self, what: str) -> None:
         """Raise where a run is under way that a change would disturb.
