@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from quik_nb.errors import DivergenceError, RecipeError
-from quik_nb.events import Row
+from quik_nb.events import Row, StepEnd
 from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.data.batch import Batch
@@ -113,6 +113,28 @@ class EpochRecord:
             f"The training loss became NaN or infinite in epoch {epoch}, step {self.first_step + self.losses.bad}, "
             f"with learning rate {lr:g}.\nThe weights are {weights}. "
             f"{advice if spoilt else 'Use a smaller lr, or clip_norm=1.0.'}"
+        )
+
+    def heartbeat(self, epoch: int, step: int, steps: int | None) -> StepEnd:
+        """A sign of life within the training of an epoch, without the learning rates.
+
+        Args:
+            epoch: under way.
+            step: optimizer steps done in it.
+            steps: of it in all; None where unknown.
+        """
+        seconds = max(self.seconds, 1e-9)
+        device = self.world.device
+        return StepEnd(
+            epoch=epoch,
+            step=step,
+            steps=steps,
+            loss=self.losses.smoothed,
+            rate=step / seconds,
+            samples_per_second=self.samples / max(seconds - self.seconds_before, 1e-9),
+            gpu_memory=int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else None,
+            data_wait=self.data_wait,
+            losses=self.losses.take_steps(),
         )
 
     def sums(self, *further: float) -> list[float]:

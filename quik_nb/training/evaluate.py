@@ -94,6 +94,29 @@ class Evaluation:
         return {**self.metrics.compute(), **{f"valid_{name}": value for name, value in values.items()}}
 
 
+class Validation:
+    """The validation split of a training, one pass at each epoch's end.
+
+    Args:
+        recipe: with the split, if there is one.
+        step: batch to loss and outputs.
+        world: this rank among the others.
+    """
+
+    def __init__(self, recipe: Recipe, step: ForwardStep, world: World) -> None:
+        self.recipe = recipe
+        self.step = step
+        self.world = world
+        self.batches = None if recipe.valid is None else eval_batches(recipe.valid, recipe.settings, world)
+        """None where there is no such split"""
+
+    def start(self, model: nn.Module, autocast: Autocast, epoch: int) -> Evaluation:
+        """A pass with the weights that this module has now."""
+        evaluation = Evaluation(self.recipe, model, self.step, self.world, autocast)
+        evaluation.context = StepContext("valid", epoch, 0, self.world)
+        return evaluation
+
+
 def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, float]:
     """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
     with _evaluation(recipe, device) as evaluation:

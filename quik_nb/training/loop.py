@@ -20,29 +20,31 @@ Nothing here draws, writes a file, knows a notebook or starts a process.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quik_nb.errors import DivergenceError, RecipeError
-from quik_nb.events import Annotation, EpochEnd, Row, RunEnd, RunStart, StepEnd
+from quik_nb.events import Annotation, EpochEnd, Row, RunEnd, RunStart
 from quik_nb.history import score
 from quik_nb.recipe.data import SPLITS
+from quik_nb.recipe.settings import Settings
 from quik_nb.training import rng
 from quik_nb.training.boundary import StepBoundary
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.data.batches import eval_batches, train_batches
 from quik_nb.training.engine import Engine
 from quik_nb.training.epoch import EpochRecord, mean_loss
-from quik_nb.training.evaluate import Evaluation
-from quik_nb.training.forward import ForwardStep, StepContext, StepOutput
+from quik_nb.training.evaluate import Validation
+from quik_nb.training.forward import StepContext, StepOutput
 from quik_nb.training.job import Checkpoint, Emit, Job
 from quik_nb.training.monitor import Monitor
 from quik_nb.training.parallel import Agreement
 from quik_nb.training.precision import Autocast
 from quik_nb.training.progress import Progress, Snapshot
+from quik_nb.training.world import World
 
 
 class Stopped(BaseException):  # a signal, which an `except Exception` in a user's loop must let pass
@@ -58,16 +60,46 @@ class Position:
     """optimizer steps done in this epoch"""
     drawn: bool = False
     """whether all batches of the epoch were handed out"""
+    rng_states: list[rng.State] | None = None
+    """of all ranks, to go on with in an epoch that was begun in an earlier call"""
+
+    def next_epoch(self) -> None:
+        """Stand at the beginning of the next epoch."""
+        self.epoch += 1
+        self.step = 0
+        self.drawn = False
+
+
+class Saves:
+    """Hands the state of each row to the checkpoint, with what was done to the run since the last one.
+
+    Args:
+        world: this rank among the others.
+        checkpoint: what rank 0 hands its state to; None for nothing.
+    """
+
+    def __init__(self, world: World, checkpoint: Checkpoint | None) -> None:
+        self.world = world
+        self.checkpoint = checkpoint if world.is_logger else None
+        self.annotations: list[Annotation] = []
+        """since the last row"""
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """Before the first step."""
+        if self.checkpoint is not None:
+            self.checkpoint.begin(snapshot)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """After a row, and before the event that tells of it."""
+        if self.checkpoint is not None:
+            self.checkpoint(snapshot, self.annotations)
+        self.annotations = []
 
 
 class Loop:
     """A training on one rank: what a loop of your own is called with.
 
     Attributes:
-        model: the model, a module of your own class on any number of ranks.
-        criterion: as `set_criterion` made it, on the device.
-        world: `rank`, `world_size`, `device`, `is_logger`.
-        settings: of the session.
         metrics: `metrics.add_loss(loss)` counts a loss towards the epoch's mean, `metrics.add(kl=kl)` makes a column.
 
     >>> def loop(session):
@@ -79,36 +111,49 @@ class Loop:
     ...         session.end_epoch()
     """
 
-    def __init__(self, job: Job, engine: Engine, valid_step: ForwardStep, boundary: StepBoundary, emit: Emit) -> None:
+    def __init__(
+        self, job: Job, engine: Engine, validation: Validation, boundary: StepBoundary, saves: Saves, emit: Emit
+    ) -> None:
         recipe, world = job.recipe, engine.world
-        self.world = world
-        self.settings = recipe.settings
-        self.model = engine.model
-        self.criterion: Any = engine.forward_step.criterion
         self.metrics = LoopMetrics(self)
-        self.reason = ""
-        """why the training ends before its last epoch, in words"""
-
         self._job = job
         self._engine = engine
-        self._valid_step = valid_step
+        self._validation = validation
         self._boundary = boundary
+        self._saves = saves
         self._emit = emit
-        self._checkpoint: Checkpoint | None = None
         self._train = train_batches(recipe, world)
-        self._position = Position(job.progress.epoch, job.progress.step)
+        self._position = Position(job.progress.epoch, job.progress.step, rng_states=job.progress.rng_states)
         self._record = EpochRecord(recipe, world, boundary.clock, job.progress)
         self._monitor = Monitor(recipe.settings, job.progress)
         self._agreement = Agreement(engine.model, world, boundary.clock)
-        self._annotations: list[Annotation] = []
-        """since the last row"""
-        self._rng_states = job.progress.rng_states
-        """of all ranks, to go on with in an epoch that was begun in an earlier call"""
-        self._batch: Batch | None = None
-        """the batch that a loop of the user's own has in its hands: there, the data alone is handed out"""
-        self._row: Row | None = None
 
         engine.updater.restore(job.progress, job.epochs, self._train.steps)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model: a module of your own class, with its methods, on any number of ranks."""
+        return self._engine.model
+
+    @property
+    def criterion(self) -> Any:
+        """As `set_criterion` made it, on the device; None where there is none."""
+        return self._engine.forward_step.criterion
+
+    @property
+    def world(self) -> World:
+        """This rank among the others: `rank`, `world_size`, `device`, `is_logger`."""
+        return self._engine.world
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the session."""
+        return self._job.recipe.settings
+
+    @property
+    def reason(self) -> str:
+        """Why the training ends before its last epoch, in words; empty while it does not."""
+        return self._monitor.reason
 
     # ------------------------------------------------------------------ the pieces of a loop
 
@@ -148,7 +193,7 @@ class Loop:
         __tracebackhide__ = True
         for batch in self.batches(split):
             if split == "train":
-                self._batch = batch
+                self.metrics.batch = batch
             if batch.samples or split == "train":
                 yield batch.data
 
@@ -184,22 +229,19 @@ class Loop:
         Args:
             loss: one number, the mean over the samples of the batch.
         """
-        batch = self._batch or Batch(None, 1, self.world.world_size)
-        self._engine.backward(loss, batch)
+        self._engine.backward(loss, self.metrics.current_batch)
 
     def validate(self) -> dict[str, float]:
         """`valid_loss` and the metrics of the validation split now; `end_epoch` does it by itself."""
         __tracebackhide__ = True
-        source = self._job.recipe.valid
-        if source is None:
+        if self._validation.batches is None:
             return {}
         self._check_losses()  # rather than metrics that choke on NaN
         self._engine.parallel.sync_buffers()
 
-        recipe, engine, commands = self._job.recipe, self._engine, self._boundary.commands
-        evaluation = Evaluation(recipe, engine.eval_model, self._valid_step, self.world, engine.autocast)
-        evaluation.context = StepContext("valid", self._position.epoch, 0, self.world)
-        for done, steps in evaluation.over(eval_batches(source, self.settings, self.world)):
+        commands = self._boundary.commands
+        evaluation = self._validation.start(self._engine.eval_model, self._engine.autocast, self._position.epoch)
+        for done, steps in evaluation.over(self._validation.batches):
             evaluation.cut = bool(commands.pending and commands.stop_requested)
             if self._boundary.heartbeat_is_due():
                 self._send_heartbeat("valid", done, steps)
@@ -219,16 +261,13 @@ class Loop:
         __tracebackhide__ = True
         self._close_epoch(self._measured(values))
 
-        if self._monitor.is_out_of_patience:
-            self.reason = self._monitor.reason
-        elif self._position.epoch < self._job.epochs and self._stop_agreed():
+        goes_on = self._position.epoch < self._job.epochs and not self.reason
+        if goes_on and self._stop_agreed():
             raise Stopped
 
     def next_epoch(self) -> None:
         """Stand at the beginning of the next epoch without closing this one: no row, no validation."""
-        self._position.epoch += 1
-        self._position.step = 0
-        self._position.drawn = False
+        self._position.next_epoch()
         self._record = EpochRecord(self._job.recipe, self.world, self._boundary.clock)
 
     def step_loss(self) -> float:
@@ -276,7 +315,7 @@ class Loop:
 
     def _restore_rng(self) -> None:
         """Go on with this rank's random numbers; with new ones, equally sure, where there were other ranks before."""
-        states, self._rng_states = self._rng_states, None
+        states, self._position.rng_states = self._position.rng_states, None
         if states is None:
             return
         if len(states) == self.world.world_size:
@@ -317,7 +356,7 @@ class Loop:
 
     def _annotate(self, label: str) -> None:
         annotation = Annotation(self._position.epoch + self._fraction(), label)
-        self._annotations.append(annotation)
+        self._saves.annotations.append(annotation)
         self._emit(annotation)
 
     def _fraction(self) -> float:
@@ -340,25 +379,12 @@ class Loop:
         """
         __tracebackhide__ = True
         self._check_losses()
-        record, schedule = self._record, self._engine.updater.schedule
-        training = phase == "train"
-        seconds = max(record.seconds, 1e-9)
-        self._emit(
-            StepEnd(
-                epoch=self._position.epoch,
-                step=self._position.step if training else step or 0,
-                steps=self._train.steps if training else steps,
-                loss=record.losses.smoothed,
-                rate=self._position.step / seconds,
-                phase="train" if training else "valid",
-                lr=schedule.lr,
-                samples_per_second=record.samples / max(seconds - record.seconds_before, 1e-9),
-                gpu_memory=gpu_memory(self.world.device),
-                data_wait=record.data_wait,
-                losses=record.losses.take_steps(),
-                lrs=schedule.take_lrs(),
-            )
-        )
+        schedule = self._engine.updater.schedule
+        event = self._record.heartbeat(self._position.epoch, self._position.step, self._train.steps)
+        event = replace(event, lr=schedule.lr, lrs=schedule.take_lrs())
+        if phase == "valid":
+            event = replace(event, phase="valid", step=step or 0, steps=steps)
+        self._emit(event)
         self._boundary.heartbeat_sent()
 
     # ------------------------------------------------------------------ the end of an epoch
@@ -407,7 +433,7 @@ class Loop:
         data_wait = record.data_wait
         self.next_epoch()
 
-        self._save(row, Progress())
+        self._saves.save(self.snapshot(row))
         self._emit(EpochEnd(row, is_best, data_wait))
 
     def _values(self) -> dict[str, float]:
@@ -435,11 +461,10 @@ class Loop:
     def save_partial(self) -> None:
         """Save the state within an epoch, with a row that says how much of it is trained (all ranks participate)."""
         if self._position.step:
-            self._checkpoint_within()
-            assert self._row is not None  # just made
-            self._emit(EpochEnd(self._row))
+            self._emit(EpochEnd(self._checkpoint_within()))
 
-    def _checkpoint_within(self) -> None:
+    def _checkpoint_within(self) -> Row:
+        """Save the state within an epoch; gives its row (all ranks participate)."""
         position, record = self._position, self._record
         total, count = record.sums()
         self._check_losses()
@@ -448,48 +473,32 @@ class Loop:
         row = record.row(position.epoch, loss, {}, self._engine.updater.schedule.lr, fraction)
 
         states = self.world.gather(rng.capture(self.world.device))
-        within = Progress(loss_sum=total, loss_count=count, seconds=row.time, rng_states=states)
-        self._save(row, within)
+        within = {"loss_sum": total, "loss_count": count, "seconds": row.time, "rng_states": states}
+        self._saves.save(self.snapshot(row, **within))
+        return row
 
-    def _save(self, row: Row, within: Progress) -> None:
-        """Hand the state of a row to the checkpoint (all ranks participate; only rank 0 writes)."""
-        self._row = row
-        snapshot = self.snapshot(within)
-        if self.world.is_logger and self._checkpoint is not None:
-            self._checkpoint(snapshot, self._annotations)
-        self._annotations = []
-
-    def snapshot(self, within: Progress | None = None) -> Snapshot:
-        """The state as it is now, with the weights that validation saw; tensors are shared with the training.
+    def snapshot(self, row: Row | None = None, **within: Any) -> Snapshot:
+        """The state as it is now, with the weights that validation saw (all ranks participate).
 
         Args:
-            within: sums, seconds and random states of an epoch under way.
+            row: the last one; None before the first.
+            within: sums, seconds and random states of an epoch under way, by the names of `Progress`.
         """
-        base = within or Progress()
         progress = Progress(
             epoch=self._position.epoch,
             step=self._position.step,
-            loss_sum=base.loss_sum,
-            loss_count=base.loss_count,
-            seconds=base.seconds,
-            rng_states=base.rng_states,
+            **within,
             **self._monitor.state(),
             **self._engine.updater.state(),
         )
-        return Snapshot(self._engine.parallel.state_dict(self._engine.eval_model), progress, self._row)
+        return Snapshot(self._engine.parallel.state_dict(self._engine.eval_model), progress, row)
 
     # ------------------------------------------------------------------ the run
 
-    def run(self, checkpoint: Checkpoint | None) -> None:
-        """Run the job's loop from beginning to end.
-
-        Args:
-            checkpoint: what rank 0 hands its state to; None for nothing.
-        """
+    def run(self) -> None:
+        """Run the job's loop from beginning to end."""
         __tracebackhide__ = True
-        self._checkpoint = checkpoint
-        if self.world.is_logger and checkpoint is not None:
-            checkpoint.begin(self.snapshot())
+        self._saves.begin(self.snapshot())
         self._emit(self._start())
 
         try:
@@ -522,7 +531,14 @@ class LoopMetrics:
     """The losses and further numbers of the epoch under way, in a loop of the user's own."""
 
     def __init__(self, loop: Loop) -> None:
+        self.batch: Batch | None = None
+        """the one that the loop has in its hands; None in a loop that draws its batches elsewhere"""
         self._loop = loop
+
+    @property
+    def current_batch(self) -> Batch:
+        """The batch that a loss is of: one sample on each rank where the loop draws its batches elsewhere."""
+        return self.batch or Batch(None, 1, self._loop.world.world_size)
 
     def add_loss(self, loss: Tensor, samples: int | None = None) -> None:
         """Count a loss towards the epoch's mean.
@@ -531,15 +547,14 @@ class LoopMetrics:
             loss: the mean over the samples of a batch.
             samples: how many; None for those of the current batch of `loader("train")`, or 1 in a loop without it.
         """
-        loop = self._loop
-        batch = loop._batch or Batch(None, 1, loop.world.world_size)
+        loop, batch = self._loop, self.current_batch
         forward = loop._engine.forward_step
         count = forward.own_count(batch.samples, loop.world.device) if samples is None else None
         if samples is not None:
             batch = batch._replace(samples=samples)
 
         loop._record.add_loss(loss.detach(), batch, count, forward.reduction)
-        if loop._batch is None:  # the loop draws its batches elsewhere, so this is all that tells of a step
+        if self.batch is None:  # the loop draws its batches elsewhere, so this is all that tells of a step
             loop.count_own_step()
 
     def add(self, **values: Any) -> None:
@@ -548,13 +563,7 @@ class LoopMetrics:
         Args:
             values: by the name of their column.
         """
-        batch = self._loop._batch
-        self._loop._record.values.add(values, 1 if batch is None else batch.samples)
-
-
-def gpu_memory(device: torch.device) -> int | None:
-    """Bytes that torch holds on a GPU; None for another device."""
-    return int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else None
+        self._loop._record.values.add(values, self.current_batch.samples)
 
 
 def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -12,9 +12,10 @@ from quik_nb.training import rng, torch_switches
 from quik_nb.training.boundary import StepBoundary
 from quik_nb.training.commands import Commands, LocalCommands
 from quik_nb.training.engine import Engine, compile_in_place
+from quik_nb.training.evaluate import Validation
 from quik_nb.training.forward import ForwardStep, criterion_on
 from quik_nb.training.job import Checkpoint, Emit, Job
-from quik_nb.training.loop import Loop
+from quik_nb.training.loop import Loop, Saves
 from quik_nb.training.optimizers import freeze
 from quik_nb.training.train_mode import preserve_training_mode
 from quik_nb.training.world import World
@@ -39,8 +40,8 @@ def run_rank(
         clock: gives seconds, for tests.
     """
     __tracebackhide__ = True
-    with loop_of(job, world, emit, commands, clock) as loop:
-        loop.run(checkpoint)
+    with loop_of(job, world, emit, commands, checkpoint, clock) as loop:
+        loop.run()
 
 
 @contextmanager
@@ -49,6 +50,7 @@ def loop_of(
     world: World,
     emit: Emit,
     commands: Commands | None = None,
+    checkpoint: Checkpoint | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Loop]:
     """The loop of a job, as `run_rank` has it.
@@ -92,7 +94,8 @@ def loop_of(
             given_back.callback(compile_in_place(model, tell))
 
         boundary = StepBoundary(recipe.settings, world, commands or LocalCommands(), clock)
-        yield Loop(job, engine, valid_step, boundary, emit)
+        validation = Validation(recipe, valid_step, world)
+        yield Loop(job, engine, validation, boundary, Saves(world, checkpoint), emit)
 
 
 @contextmanager
