@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from quik_nb.events import Annotation, EpochEnd, Event, Notice, Row, StepEnd
 
@@ -15,11 +15,133 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LIVE_POINTS = 200
-"""Points of the live curve that are held; when there are more, every second one is dropped."""
+"""Points of the line of steps that are held; when there are more, neighbours are joined two by two."""
+
+STRETCHES = 16
+"""Stretches of an epoch whose steps make one point, as long as the points are few. A power of two, so that however
+often stretches are joined, they end where an epoch ends."""
+
+
+class LivePoint(NamedTuple):
+    """The steps of a stretch, averaged."""
+
+    at: float
+    """position on the epoch axis, 2.5 is half way through epoch 2"""
+    loss: float
+    """mean training loss of the steps"""
+    lr: float | None = None
+    """mean learning rate of the steps; None where it is not known"""
+    steps: int = 1
+    """that were averaged"""
+
+
+class LiveLosses:
+    """The training losses between the rows, averaged over stretches of equal length.
+
+    Plain means, with no smoothing that starts anew or lags: over an epoch they come to that epoch's `train_loss`. A
+    step costs next to nothing, as there may be thousands in a second.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[LivePoint] = []
+        self._width = 1 / STRETCHES
+        """of a stretch, in epochs"""
+        self._steps_per_epoch: int | None = None
+
+    def record(self, event: StepEnd) -> None:
+        """Take in the steps that an event tells of; one that tells no losses counts as one step.
+
+        The first event of a validation may tell of the last steps before it.
+        """
+        if event.phase == "train":
+            self._steps_per_epoch = event.steps
+        steps = self._steps_per_epoch
+        if not steps:
+            return
+
+        done = event.step if event.phase == "train" else steps
+        if event.losses:
+            self._add_steps(event, done - len(event.losses), steps)
+        elif event.phase == "train":
+            self._add(LivePoint(event.epoch + done / steps, event.loss, event.lr))
+
+    def copy(self) -> "LiveLosses":
+        """The same points, which later events do not change."""
+        twin = LiveLosses()
+        twin.points = list(self.points)
+        twin._width = self._width
+        twin._steps_per_epoch = self._steps_per_epoch
+        return twin
+
+    def _add_steps(self, event: StepEnd, first: int, steps: int) -> None:
+        """Add the losses of an event; the first is that of step `first`, below 0 where it belongs to the epoch before.
+
+        They are averaged as slices, stretch by stretch, rather than one by one.
+        """
+        count = len(event.losses)
+        lrs = event.lrs if len(event.lrs) == count else ()
+        begin = 0
+        while begin < count:
+            here = math.floor((event.epoch + (first + begin + 0.5) / steps) / self._width)
+            inside = (here + 1) * self._width - event.epoch  # the stretch ends there, in epochs from this one's start
+            end = max(begin + 1, min(count, math.ceil(inside * steps - first - 0.5)))
+
+            at = event.epoch + (first + (begin + end) / 2) / steps
+            losses = [loss for loss in event.losses[begin:end] if math.isfinite(loss)]
+            lr = sum(lrs[begin:end]) / (end - begin) if lrs else event.lr
+            if losses:
+                self._add(LivePoint(at, sum(losses) / len(losses), lr, len(losses)))
+            begin = end
+
+    def _add(self, point: LivePoint) -> None:
+        if not math.isfinite(point.loss):
+            return
+
+        here = self._stretch(point)
+        while self.points and self._stretch(self.points[-1]) > here:
+            self.points.pop()  # steps that were lost with a run that ended badly, and are trained again
+
+        if self.points and self._stretch(self.points[-1]) == here:
+            point = joined(self.points.pop(), point)
+        self.points.append(point)
+
+        if len(self.points) > LIVE_POINTS:
+            self._widen()
+
+    def _stretch(self, point: LivePoint) -> int:
+        return math.floor(point.at / self._width)
+
+    def _widen(self) -> None:
+        self._width *= 2
+        points, self.points = self.points, []
+        for point in points:
+            if self.points and self._stretch(self.points[-1]) == self._stretch(point):
+                self.points.append(joined(self.points.pop(), point))
+            else:
+                self.points.append(point)
+
+
+def joined(first: LivePoint, second: LivePoint) -> LivePoint:
+    """The mean of two points, each by the number of its steps.
+
+    >>> joined(LivePoint(0.0, 1.0), LivePoint(1.5, 4.0, steps=2))
+    LivePoint(at=1.0, loss=3.0, lr=None, steps=3)
+    """
+    steps = first.steps + second.steps
+    share = second.steps / steps
+    lr = None
+    if first.lr is not None and second.lr is not None:
+        lr = first.lr + share * (second.lr - first.lr)
+    at = first.at + share * (second.at - first.at)
+    loss = first.loss + share * (second.loss - first.loss)
+    return LivePoint(at, loss, lr, steps)
 
 
 class History:
     """Rows of a training in order; a partial row is replaced by the row of its whole epoch.
+
+    What is asked for after each row (`columns`, `best`) is kept up to date, so that a row costs the same after ten
+    thousand others as at the start.
 
     >>> history = History([Row(epoch=0, train_loss=0.9, valid_loss=0.8, time=1.5, lr=1e-3)])
     >>> history
@@ -27,23 +149,43 @@ class History:
     """
 
     def __init__(self, rows: Iterable[Row] = (), annotations: Iterable[Annotation] = ()) -> None:
-        self.rows: list[Row] = list(rows)
+        self._rows: list[Row] = []
+        self._metrics: dict[str, None] = {}
+        """names of the metrics so far, in the order in which they came"""
+        self._validated = False
+        """whether any row has a `valid_loss`"""
+        self._best = _Best()
+        self._live = LiveLosses()
         self.annotations: list[Annotation] = list(annotations)
-        self.live: list[tuple[float, float]] = []
-        """(position on the epoch axis, smoothed loss) of all calls so far, thinned to at most `LIVE_POINTS`"""
         self.notices: dict[str, str] = {}
         """what the user was told, by its cause"""
-        self._stride = 1
-        self._seen = 0
+        self.rows = list(rows)
 
     def copy(self) -> "History":
         """The same history, which later records of this one do not change."""
-        twin = History(self.rows, self.annotations)
-        twin.live = list(self.live)
+        twin = History(self._rows, self.annotations)
         twin.notices = dict(self.notices)
-        twin._stride = self._stride
-        twin._seen = self._seen
+        twin._live = self._live.copy()
         return twin
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows in order; to change them assign a list, or use `add`."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Iterable[Row]) -> None:
+        self._rows = []
+        self._metrics = {}
+        self._validated = False
+        self._best = _Best()
+        for row in rows:
+            self._append(row)
+
+    @property
+    def live(self) -> list[LivePoint]:
+        """The training losses of the steps of all calls so far, averaged to at most `LIVE_POINTS` points."""
+        return self._live.points
 
     def record(self, event: Event) -> None:
         """Take in what an event adds; events that add nothing pass by."""
@@ -54,32 +196,24 @@ class History:
                 self.annotations.append(event)
             case Notice():
                 self.notices.setdefault(event.cause, event.text)
-            case StepEnd(phase="train", steps=int(steps)) if steps:
-                self._add_live(event.epoch + event.step / steps, event.loss)
+            case StepEnd():
+                self._live.record(event)
 
     def add(self, row: Row) -> None:
         """Append a row; it replaces a partial row of the same epoch, and later rows that a killed run had not kept."""
-        while self.rows and self.rows[-1].epoch >= row.epoch:
-            self.rows.pop()
-        self.rows.append(row)
+        if self._rows and self._rows[-1].epoch >= row.epoch:
+            self.rows = [earlier for earlier in self._rows if earlier.epoch < row.epoch]
+        self._append(row)
 
-    def _add_live(self, position: float, loss: float) -> None:
-        if self._seen % self._stride == 0 and math.isfinite(loss):
-            self.live.append((position, loss))
-        self._seen += 1
-        if len(self.live) > LIVE_POINTS:
-            del self.live[1::2]
-            self._stride *= 2
+    def _append(self, row: Row) -> None:
+        self._rows.append(row)
+        self._metrics |= dict.fromkeys(row.metrics)
+        self._validated |= row.valid_loss is not None
 
     @property
     def columns(self) -> list[str]:
         """Names of the value columns: `train_loss`, `valid_loss` where there is one, then the metrics."""
-        names = ["train_loss"]
-        if any(row.valid_loss is not None for row in self.rows):
-            names.append("valid_loss")
-        for row in self.rows:
-            names += [name for name in row.metrics if name not in names]
-        return names
+        return ["train_loss", *(["valid_loss"] if self._validated else []), *self._metrics]
 
     @property
     def best(self) -> Row | None:
@@ -87,15 +221,17 @@ class History:
 
         None where no row has one that is a number, or that can be compared with what is trained now.
         """
-        alike = [row for row in self.comparable if score(row) < math.inf]
-        whole = [row for row in alike if row.fraction == 1.0] or alike
-        return min(whole, key=score, default=None)
+        return self._best.of(self._rows, self._comparable_from)
 
     @property
     def comparable(self) -> list[Row]:
         """The rows since the loss was last replaced by another."""
-        since = max((mark.epoch for mark in self.annotations if mark.breaks_comparison), default=0.0)
-        return [row for row in self.rows if row.epoch >= since]
+        since = self._comparable_from
+        return [row for row in self._rows if row.epoch >= since]
+
+    @property
+    def _comparable_from(self) -> float:
+        return max((mark.epoch for mark in self.annotations if mark.breaks_comparison), default=0.0)
 
     def frame(self) -> "pd.DataFrame":
         """The rows as a DataFrame: epoch, train_loss, valid_loss, the metrics, lr, fraction (if any is partial),
@@ -145,6 +281,39 @@ class History:
             return f"{count}, none of them the best"
         name = "train_loss" if best.valid_loss is None else "valid_loss"
         return f"{count}, best {name} {score(best):.4g} in epoch {best.epoch}"
+
+
+class _Best:
+    """The best of rows to which others are added: each is looked at once."""
+
+    def __init__(self) -> None:
+        self._row: Row | None = None
+        self._since = 0.0
+        self._seen = 0
+
+    def of(self, rows: list[Row], since: float) -> Row | None:
+        """The best of the rows from an epoch on; a whole epoch is better than a part, the first better than its equal.
+
+        Args:
+            rows: those of the last call, and others behind them.
+            since: the first epoch that can be compared with what is trained now.
+        """
+        if since != self._since:
+            self._row, self._since, self._seen = None, since, 0
+        for row in rows[self._seen :]:
+            self._judge(row)
+        self._seen = len(rows)
+        return self._row
+
+    def _judge(self, row: Row) -> None:
+        if row.epoch < self._since or score(row) == math.inf:
+            return
+        if self._row is None or _rank(row) < _rank(self._row):
+            self._row = row
+
+
+def _rank(row: Row) -> tuple[bool, float]:
+    return row.fraction != 1.0, score(row)
 
 
 def score(row: Row) -> float:

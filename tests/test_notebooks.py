@@ -90,13 +90,14 @@ def test_the_table_is_live_on_the_wire(quickstart: Listener) -> None:
 
 
 def test_the_saved_file_tells_the_story(quickstart: Listener) -> None:
-    """A training leaves one bundle: a table and a picture as HTML, and the table as text; no widget is needed."""
-    (output,) = quickstart.nb.cells[cell_with(quickstart.nb, "session.train(")].outputs
+    """A training leaves one bundle: a table and a picture as HTML, and the table as text, and nothing of widgets."""
+    output, widgets = quickstart.nb.cells[cell_with(quickstart.nb, "session.train(")].outputs
 
     assert {"text/html", "text/plain"} == set(output.data)
     assert re.search(r"<table.*valid_loss.*</table>", output.data["text/html"], re.DOTALL)
-    assert re.search(r'<img src="data:image/png;base64,\w', output.data["text/html"])
+    assert re.search(r'<img [^>]*src="data:image/png;base64,\w', output.data["text/html"])
     assert "valid_loss" in output.data["text/plain"]
+    assert {} == widgets.data
     assert "widgets" not in quickstart.nb.metadata
 
 

@@ -516,6 +516,8 @@ class Loop:
         columns += [f"train_{name}" for name in recipe.metrics if recipe.metrics_on_train and not job.has_own_loop]
         columns += ["grad_norm"] if self.settings.clip_norm is not None else []
         parameters = {"gradients": self._engine.parallel.reason} if self._engine.parallel.reason else {}
+        if recipe.scheduler is not None:  # a view then has a place for the learning rate from the start
+            parameters["scheduler"] = recipe.scheduler.name
         return RunStart(
             self._position.epoch,
             job.epochs,

@@ -1,8 +1,9 @@
 """Values to positions along one axis, and the round numbers to write beside it."""
 
 import math
-import re
 from dataclasses import dataclass
+
+from quik_nb.views.format import short_exponent
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,16 @@ def tick_words(ticks: list[float], log: bool = False) -> list[str]:
 
     >>> tick_words([0.0, 0.2, 0.4]), tick_words([0.01, 0.1, 1.0], log=True), tick_words([2e-7, 4e-7])
     (['0.0', '0.2', '0.4'], ['0.01', '0.1', '1'], ['2e-7', '4e-7'])
+    >>> tick_words([16_000.0, 18_000.0])
+    ['16,000', '18,000']
     """
     largest = max((abs(tick) for tick in ticks), default=0.0)
-    if log or len(ticks) < 2 or largest >= 1e5 or largest < 1e-3:
-        return [re.sub(r"e\+?(-?)0*", r"e\1", f"{tick:.4g}") for tick in ticks]  # 2e5, not 2e+05
+    if log or len(ticks) < 2 or largest >= 1e6 or largest < 1e-3:
+        return [_tick_word(tick) for tick in ticks]
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    return [f"{tick:.{digits}f}" for tick in ticks]
+    return [f"{tick:,.{digits}f}" for tick in ticks]
+
+
+def _tick_word(tick: float) -> str:
+    whole = abs(tick) >= 1e3 and abs(tick) < 1e6
+    return f"{tick:,.0f}" if whole else short_exponent(f"{tick:.4g}")

@@ -33,28 +33,37 @@ CLOCK = Clock()
 class Budget:
     """One account for each kind of drawing, so that what is drawn often cannot starve the rest.
 
-    `shares` are the parts that the kinds get of the whole, by name; they add up to 1.
+    Args:
+        shares: the parts that the kinds get of the whole, by name; they add up to 1.
+        clock: tells the time.
+        pauses: seconds between two drawings of a kind, where they are not those of a film.
 
     >>> budget = Budget({"table": 0.6, "curve": 0.4}, Clock(wall=iter([0.0, 10.0]).__next__))
     >>> budget.allows("curve")
     True
     """
 
-    def __init__(self, shares: Mapping[str, float], clock: Clock = CLOCK) -> None:
-        self._shares, self._clock = shares, clock
+    def __init__(
+        self, shares: Mapping[str, float], clock: Clock = CLOCK, pauses: Mapping[str, float] | None = None
+    ) -> None:
+        self._shares = shares
+        self._clock = clock
+        self._pauses = dict.fromkeys(shares, FRAME) | dict(pauses or {})
         self._start = clock.wall()
         self.spent = dict.fromkeys(shares, 0.0)
         """seconds spent so far, by kind"""
         self._drawn = dict.fromkeys(shares, -math.inf)
 
     def allows(self, kind: str, overdraft: float = 1.0) -> bool:
-        """Whether less than `overdraft` of this kind's account is spent, and the frame before was long enough.
+        """Whether less than `overdraft` of this kind's account is spent, and the one before was long enough ago.
 
         One drawing may overdraw the account, and is then paid off.
         """
         now = self._clock.wall()
         earned = ALLOWANCE + SHARE * (now - self._start)
-        return now >= self._drawn[kind] + FRAME and self.spent[kind] < overdraft * self._shares[kind] * earned
+        if now < self._drawn[kind] + self._pauses[kind]:
+            return False
+        return self.spent[kind] < overdraft * self._shares[kind] * earned
 
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:

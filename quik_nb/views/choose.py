@@ -4,7 +4,6 @@
 other end shows widgets; one that does not shows the words that stand beside the widget, and `view="text"` is for it.
 """
 
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 from quik_nb.errors import RecipeError, suggest
 from quik_nb.history import History
 from quik_nb.views.base import RunControls, View
+from quik_nb.views.mime import shell
 
 Kind = Literal["widget", "display", "text", "null"]
 KNOWN = ("auto", "widget", "text")
@@ -28,10 +28,8 @@ class FrontEnd:
 
     @classmethod
     def detect(cls) -> "FrontEnd":
-        """The facts about this process; IPython is only asked where it is loaded already."""
-        ipython = sys.modules.get("IPython")
-        shell = ipython.get_ipython() if ipython is not None else None
-        return cls(kernel=getattr(shell, "kernel", None) is not None, widgets=find_spec("ipywidgets") is not None)
+        """The facts about this process."""
+        return cls(kernel=getattr(shell(), "kernel", None) is not None, widgets=find_spec("ipywidgets") is not None)
 
 
 def decide(view: str | bool, front_end: FrontEnd) -> tuple[Kind, str]:
@@ -55,37 +53,45 @@ def runs_headless() -> bool:
 
     Those execute without a way to ask the user anything, which is what the request then says.
     """
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    kernel = getattr(shell, "kernel", None)
+    kernel = getattr(shell(), "kernel", None)
     if kernel is None:
-        return shell is None  # a script would end too; a terminal stays
+        return shell() is None  # a script would end too; a terminal stays
+
     request = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
     return not request.get("content", {}).get("allow_stdin", True)
 
 
 def cell_number() -> int | None:
     """The number of the cell that runs now; None outside IPython."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "execution_count", None)
+    return getattr(shell(), "execution_count", None)
 
 
 def choose(
-    view: str | bool, history: History, controls: RunControls | None = None, title: str = ""
+    view: str | bool, history: History, controls: RunControls | None = None, title: str = "", folder: str = ""
 ) -> tuple[View, str]:
-    """The view that draws this history from now on, and the reason for it."""
+    """The view that draws this history from now on, and the reason for it.
+
+    Args:
+        view: what was asked for: "auto", "widget", "text" or False.
+        history: what it draws.
+        controls: what its buttons may do; None for no buttons.
+        title: the session's name.
+        folder: by which `QuikSession.resume` finds the run; empty where nothing is saved.
+
+    Raises:
+        RecipeError: there is no such view.
+    """
     kind, reason = decide(view, FrontEnd.detect())
-    return _build(kind, history, controls, title), reason
+    return _build(kind, history, controls, title, folder), reason
 
 
-def _build(kind: Kind, history: History, controls: RunControls | None, title: str) -> View:
+def _build(kind: Kind, history: History, controls: RunControls | None, title: str, folder: str) -> View:
     # imported when chosen: a script does not load what only a notebook needs
     match kind:
         case "widget":
             from quik_nb.views.widget import WidgetView
 
-            return WidgetView(history, controls, title)
+            return WidgetView(history, controls, title, folder)
         case "display":
             from quik_nb.views.display_view import DisplayView
 

@@ -17,12 +17,11 @@ DASHES = ("-", "--", ":", "-.")
 
 def overlay(histories: Mapping[str, History], log: bool = False) -> "Figure":
     """One line for each history: its `valid_loss`, or its `train_loss` where it has none; the best is ringed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    result = Figure(figsize=(6, 3.4), facecolor="white", layout="constrained")
-    FigureCanvasAgg(result)
+    from quik_nb.views.inline_figure import InlineFigure
+
+    result = InlineFigure("loss curves of all attempts", (6, 3.4))
     axes = result.subplots()
     for number, (name, history) in enumerate(histories.items()):
         colour, dash = SERIES[number % len(SERIES)], DASHES[number // len(SERIES) % len(DASHES)]

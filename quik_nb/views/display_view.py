@@ -1,15 +1,12 @@
 """The live view where the notebook has no ipywidgets: one output, updated in place, and in the end the record."""
 
-from html import escape
-
 from quik_nb.events import EpochEnd, Event, Output, PauseChanged, RunStart
 from quik_nb.history import History
-from quik_nb.views import table
+from quik_nb.views import html
 from quik_nb.views.budget import CLOCK, Budget, Clock
-from quik_nb.views.html import INTERRUPT, ROWS
-from quik_nb.views.mime import Bundle, Publish, new_id, to_notebook
+from quik_nb.views.mime import Publish, new_id, to_notebook
 from quik_nb.views.output import Printer
-from quik_nb.views.static_record import record
+from quik_nb.views.static_record import in_place, record
 from quik_nb.views.status import RunStatus
 
 ROW, STEP = "row", "step"
@@ -18,15 +15,17 @@ BUDGET_SHARES = {ROW: 0.7, STEP: 0.3}
 
 
 class DisplayView:
-    """Draws the status and the table with one display id; the curve comes with the record."""
+    """Draws everything anew under one display id."""
 
     def __init__(self, history: History, title: str = "", clock: Clock = CLOCK, publish: Publish = to_notebook) -> None:
-        self._history, self._publish = history, publish
-        self._status = RunStatus(history, title)
+        self._history = history
+        self._publish = publish
+        self._status = RunStatus(history, title, clock.wall)
         self._printer = Printer()
         self._budget = Budget(BUDGET_SHARES, clock)
         self._id = new_id()
-        self._shown = self._row_is_due = False
+        self._shown = False
+        self._row_is_due = False
         if history.rows:
             self._draw(ROW)
 
@@ -35,6 +34,7 @@ class DisplayView:
         if isinstance(event, Output):
             self._printer.show(event)
             return
+
         self._status.record(event)
         self._row_is_due |= isinstance(event, EpochEnd | RunStart)
         kind = ROW if self._row_is_due else STEP
@@ -45,19 +45,12 @@ class DisplayView:
         """Put the static record in place."""
         if self._shown:
             self._status.closed = True
-            self._publish(record(self._history, self._status.summary()), self._id, update=True)
+            self._publish(record(self._history, self._status, self._id), self._id, update=True)
             self._shown = False
 
     def _draw(self, kind: str) -> None:
         with self._budget.spend(kind):
-            self._publish(self._bundle(), self._id, update=self._shown)
-        self._shown, self._row_is_due = True, False
-
-    def _bundle(self) -> Bundle:
-        status, share = self._status.status(), self._status.share
-        bar = f'<run_status max="100" value="{100 * share:.0f}"></run_status> {escape(status)}'
-        rows = table.html(self._history, ROWS) if self._history.rows else ""
-        return {
-            "text/html": f"<p>{bar}</p>{rows}<p><small>{escape(INTERRUPT)}</small></p>",
-            "text/plain": f"{status}\n{table.text(self._history, ROWS)}" if rows else status,
-        }
+            bundle = in_place(self._history, self._status, self._id, html.INTERRUPT)
+            self._publish(bundle, self._id, update=self._shown)
+        self._shown = True
+        self._row_is_due = False

@@ -1,9 +1,9 @@
-"""The curve of the learning-rate finder as a matplotlib figure with an Agg canvas of its own."""
+"""The curve of the learning-rate finder as a matplotlib figure."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from quik_nb.views.chart_layout import COLOURS
+from quik_nb.views.shapes import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,11 +13,9 @@ def rates_figure(
     points: Sequence[tuple[float, float]], smoothed: Sequence[float], suggestion: float | None
 ) -> "Figure":
     """Losses (faint) and their moving average over the rate, on a logarithmic scale, with a line at the suggestion."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from quik_nb.views.inline_figure import InlineFigure
 
-    result = Figure(figsize=(6, 3.2), facecolor="white", layout="constrained")
-    FigureCanvasAgg(result)
+    result = InlineFigure("loss over learning rate", (6, 3.2))
     axes = result.subplots()
     rates = [rate for rate, _ in points]
     axes.plot(rates, [loss for _, loss in points], color=COLOURS["live"], alpha=0.35, label="loss")

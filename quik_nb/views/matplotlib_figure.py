@@ -1,14 +1,14 @@
 """A history as a matplotlib figure with axes, for those who want to make it their own picture.
 
-It has its own Agg canvas and never touches pyplot, so that it may be made in a thread, and draws nothing by itself.
+It never touches pyplot, so that it may be made in a thread, and draws nothing by itself.
 """
 
 from typing import TYPE_CHECKING
 
 from quik_nb.events import Row
 from quik_nb.history import History, score
-from quik_nb.views.chart_layout import COLOURS
 from quik_nb.views.format import number
+from quik_nb.views.shapes import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,14 +19,13 @@ LOSSES = ("train_loss", "valid_loss")
 
 def figure(history: History, log: bool = False) -> "Figure":
     """Losses on top, each metric in a small panel below; the best epoch ringed, marks as dashed lines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+    from quik_nb.views.inline_figure import InlineFigure
 
     names = [name for name in history.columns if name not in LOSSES]
     heights = [2.6] + [1.1] * len(names)
-    result = Figure(figsize=(6, 0.6 + sum(heights)), facecolor="white", layout="constrained")
-    FigureCanvasAgg(result)
+    result = InlineFigure("loss curve", (6, 0.6 + sum(heights)))
     panels = result.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _losses(panels[0], history, log)
     for panel, name in zip(panels[1:], names, strict=True):

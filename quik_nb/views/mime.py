@@ -3,6 +3,7 @@
 Updates by display id find their output from any thread, and after the cell has ended.
 """
 
+import sys
 import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -21,6 +22,12 @@ def to_notebook(bundle: Bundle, display_id: str, update: bool) -> None:
     from IPython.display import publish_display_data
 
     publish_display_data(dict(bundle), transient={"display_id": display_id}, update=update)  # type: ignore[no-untyped-call]
+
+
+def shell() -> Any:
+    """IPython's shell in this process, None where there is none; IPython is only asked where it is loaded already."""
+    ipython = sys.modules.get("IPython")
+    return None if ipython is None else ipython.get_ipython()
 
 
 def new_id() -> str:

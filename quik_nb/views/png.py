@@ -1,4 +1,4 @@
-"""The picture as a PNG, for the saved notebook: the same shapes as the live SVG, on white.
+"""The picture as a PNG on no ground, for pages that show no SVG: the same shapes in inks that read on light and dark.
 
 matplotlib's Agg renderer draws the lines, Pillow (which matplotlib brings along) the words, and packs it all in few
 colours. A figure with axes takes four times as long, most of it for words and layout.
@@ -11,35 +11,38 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quik_nb.history import History
-from quik_nb.views.chart_layout import COLOURS, FONT, Dot, Line, Picture, Shape, Word, picture
+from quik_nb.views.shapes import COLOURS, FONT, Dot, Line, Picture, Role, Shape, Word
 
 DPI = 100
 POINTS_PER_PIXEL = 72 / DPI
 DASH = 3 * POINTS_PER_PIXEL
 SHADES = 16
-"""Steps from white to each ink: enough for smooth edges, and a third of the bytes of full colour."""
+"""Steps from no ink to all of it: enough for smooth edges, and a third of the bytes of full colour."""
 NEARLY_WHITE = 244
 WHITE = (255, 255, 255)
 ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}  # Pillow's names: left, middle or right, on the base line
 
-
-def png(history: History, log: bool = False, scale: int = 2) -> bytes:
-    """The curve as a PNG; `scale` is its pixels per pixel of the picture, 2 for today's screens."""
-    return encode(picture(history, log=log), scale)
+INKS: dict[Role, str] = COLOURS | {"word": "#787878", "strong": "#787878", "grid": "#cccccc"}
+"""No grey has a contrast of 4.5 on white and on near-black; this one has 4.3 on both."""
 
 
-def encode(picture: Picture, scale: int = 2) -> bytes:
-    """Draw the shapes and pack them."""
+def png(picture: Picture, scale: int = 2) -> bytes:
+    """The picture as a PNG; `scale` is its pixels per pixel of the picture, 2 for today's screens."""
     from PIL import Image
 
     size = (picture.width * scale, picture.height * scale)
     pixels = _strokes([shape for shape in picture.shapes if not isinstance(shape, Word)], size, scale)
     image = Image.frombytes("RGB", size, pixels, "raw", "RGBX")
     _write([shape for shape in picture.shapes if isinstance(shape, Word)], image, scale)
+
+    # it was drawn on white; now each shade becomes its ink, and the paleness of the shade becomes transparency
+    palette = _palette()
+    few = image.quantize(palette=palette.drawn, dither=Image.Dither.NONE)
+    few.putpalette(palette.inks)
     packed = io.BytesIO()
-    few = image.quantize(palette=_palette(), dither=Image.Dither.NONE)
-    few.save(packed, format="png", compress_level=3, compress_type=zlib.Z_RLE)  # rows are long runs of one colour
+    few.save(  # run lengths: rows are long runs of one colour
+        packed, format="png", compress_level=3, compress_type=zlib.Z_RLE, transparency=bytes(palette.alphas)
+    )
     return packed.getvalue()
 
 
@@ -55,8 +58,7 @@ def _strokes(shapes: list[Shape], size: tuple[int, int], scale: int) -> Any:
     pen.set_foreground("white")
     renderer.draw_path(pen, Curve.unit_rectangle(), Affine2D().scale(*size), (1.0, 1.0, 1.0, 1.0))
     for shape in shapes:
-        pen.set_foreground(COLOURS[shape.role])
-        pen.set_alpha(0.55 if shape.role == "live" else 1.0)
+        pen.set_foreground(INKS[shape.role])
         if isinstance(shape, Line):
             pen.set_linewidth(shape.width * POINTS_PER_PIXEL)
             pen.set_dashes(0, [DASH, DASH] if shape.dashed else None)
@@ -79,21 +81,37 @@ def _write(words: list[Word], image: Any, scale: int) -> None:
     sheet = ImageDraw.Draw(image)
     for word in words:
         place = (word.x * scale, word.y * scale)
-        sheet.text(place, word.text, font=font, fill=COLOURS[word.role], anchor=ANCHORS[word.anchor])
+        sheet.text(place, word.text, font=font, fill=INKS[word.role], anchor=ANCHORS[word.anchor])
+
+
+class _Palette:
+    """The colours of a picture: as they are drawn on white, and as they are saved.
+
+    Attributes:
+        drawn: an image whose palette holds white and the shades of every ink; Pillow notes in it what it found.
+        inks: red, green, blue of the ink of each shade, one after the other.
+        alphas: the share of ink in each shade, 0 to 255.
+    """
+
+    def __init__(self) -> None:
+        from PIL import Image, ImageColor
+
+        drawn = [*WHITE]
+        self.inks = [*WHITE]
+        self.alphas = [0]
+        for name in sorted(set(INKS.values())):
+            ink = ImageColor.getrgb(name)[:3]
+            for step in range(1, SHADES + 1):
+                shade = [round(255 + step / SHADES * (part - 255)) for part in ink]
+                if min(shade) >= NEARLY_WHITE:
+                    continue  # Pillow rounds before it looks for the nearest colour, and would grey the ground
+                drawn += shade
+                self.inks += ink
+                self.alphas.append(round(255 * step / SHADES))
+        self.drawn = Image.new("P", (1, 1))
+        self.drawn.putpalette(drawn)
 
 
 @cache
-def _palette() -> Any:
-    """An image whose palette holds white and the shades of every ink; Pillow notes in it what it found."""
-    from PIL import Image, ImageColor
-
-    colours = list(WHITE)
-    for ink in sorted(set(COLOURS.values())):
-        red_green_blue = ImageColor.getrgb(ink)[:3]
-        for step in range(1, SHADES + 1):
-            shade = [round(255 + step / SHADES * (part - 255)) for part in red_green_blue]
-            if min(shade) < NEARLY_WHITE:  # else Pillow, which rounds before it looks for the nearest, greys the ground
-                colours += shade
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colours)
-    return palette
+def _palette() -> _Palette:
+    return _Palette()

@@ -1,9 +1,9 @@
-"""Pictures of reports: counts as a map of squares, outputs against targets as dots; figures with their own canvas."""
+"""Pictures of reports: counts as a map of squares, outputs against targets as dots."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from quik_nb.views.chart_layout import COLOURS
+from quik_nb.views.shapes import COLOURS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,15 +18,13 @@ DOTS = 2000
 
 def confusion_figure(counts: "pd.DataFrame", title: str) -> "Figure":
     """Rows as shares of their sum in shades of blue, with the counts written in where there is room."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from quik_nb.views.inline_figure import InlineFigure
 
     values = counts.to_numpy()
     shares = values / values.sum(axis=1, keepdims=True).clip(min=1)
     height, width = values.shape
     inches = [min(9.0, 1.6 + 0.42 * count) for count in (width, height)]
-    result = Figure(figsize=(max(3.2, inches[0]), max(2.6, inches[1])), facecolor="white", layout="constrained")
-    FigureCanvasAgg(result)
+    result = InlineFigure("confusion matrix", (max(3.2, inches[0]), max(2.6, inches[1])))
     axes = result.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     if height <= WORDED:
@@ -53,13 +51,11 @@ def scatter_figure(targets: Any, outputs: Any, names: Sequence[str]) -> "Figure"
         outputs: likewise.
         names: of the outputs.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from quik_nb.views.inline_figure import InlineFigure
 
     across = min(3, len(names))
     down = -(-len(names) // across)
-    result = Figure(figsize=(0.4 + 3.0 * across, 3.0 * down), facecolor="white", layout="constrained")
-    FigureCanvasAgg(result)
+    result = InlineFigure("outputs over targets", (0.4 + 3.0 * across, 3.0 * down))
     panels = result.subplots(down, across, squeeze=False).flat
     every = max(1, len(targets) // DOTS)
     for column, (panel, name) in enumerate(zip(panels, names, strict=False)):

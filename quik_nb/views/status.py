@@ -1,42 +1,88 @@
-"""Where a run stands, told in one line: what the bar says while it runs, what the summary says when it ended."""
+"""Where a run stands: how far it is, how long it will take, how fast it is, and in the end how it went.
 
+It reads the events of one run and says it in words; how they are drawn is the business of others.
+"""
+
+import time
+from collections.abc import Callable, Mapping
 from typing import Literal
 
-from quik_nb.events import EpochEnd, Event, PauseChanged, RunEnd, RunFailed, RunStart, StepEnd
+from quik_nb.events import EpochEnd, Event, PauseChanged, Row, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History, score
-from quik_nb.views.format import duration, first_line, number, one_line, plural, rate
+from quik_nb.views.format import (
+    clock_time,
+    duration,
+    first_line,
+    gigabytes,
+    learning_rate,
+    number,
+    one_line,
+    plural,
+    rate,
+    samples_rate,
+)
+
+LATEST_EPOCHS = 5
+"""Epochs whose time tells how long the next ones will take."""
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 
 class RunStatus:
-    """Reads the events of one run; knows nothing of how it is drawn."""
+    """Reads the events of one run.
 
-    def __init__(self, history: History, title: str = "") -> None:
+    Args:
+        history: has taken in each event before it is recorded here.
+        title: the session's name.
+        wall: seconds from anywhere.
+    """
+
+    def __init__(self, history: History, title: str = "", wall: Callable[[], float] = time.perf_counter) -> None:
         self._history = history
         self._title = one_line(title)
-        self._first_row = len(history)
+        self._wall = wall
         self.start: RunStart | None = None
         self.step: StepEnd | None = None
         """the last sign of life within the epoch; None between epochs"""
-        self._seen: StepEnd | None = None
-        """the last sign of life of all, whose loss and pace still hold between epochs"""
+        self._latest: StepEnd | None = None
+        """the last sign of life in training, whose loss and pace still hold while it validates and between epochs"""
+        self.data_wait: float | None = None
+        """part of the last epoch's time that was spent waiting for data, 0.0 to 1.0"""
         self.end: RunEnd | RunFailed | None = None
-        self.paused = self.closed = False
+        self.paused = False
+        self.closed = False
+        self.rows: list[Row] = []
+        """those of this run"""
+        self._clock = _RunClock(0.0, wall())
 
     def record(self, event: Event) -> None:
         """Take in one event."""
         match event:
             case RunStart():
-                self.start = event
+                self._begin(event)
             case StepEnd():
-                self.step = self._seen = event
+                self.step = event
+                if event.phase == "train" or self._latest is None:
+                    self._latest = event
+                self._clock.note(event, self._wall())
             case EpochEnd():
                 self.step = None
+                self.data_wait = event.data_wait
+                self.rows.append(event.row)
+                self._clock.end_epoch(event.row.time, self._wall())
             case PauseChanged(paused=on):
                 self.paused = on
             case RunEnd() | RunFailed():
                 self.end = event
+
+    def _begin(self, start: RunStart) -> None:
+        """Take in the start, of now or of a while ago: a view may join a run that has rows already."""
+        self.start = start
+        # a part of an epoch is the last row of its run, so one that is there now is an earlier call's
+        self.rows = [row for row in self._history.rows if row.epoch >= start.epoch and row.fraction == 1.0]
+        self._clock = _RunClock(sum(row.time for row in self.rows), self._wall())
+
+    # ------------------------------------------------------------------ how far
 
     @property
     def state(self) -> State:
@@ -51,51 +97,129 @@ class RunStatus:
         return "stopped" if self.closed else "running"
 
     @property
+    def epochs(self) -> int | None:
+        """The epoch to stop before; None before the run has begun."""
+        return None if self.start is None else self.start.epochs
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the rows of this run will have, as far as they are known."""
+        return () if self.start is None else self.start.columns
+
+    @property
+    def parameters(self) -> Mapping[str, object]:
+        """What is trained how."""
+        return {} if self.start is None else self.start.parameters
+
+    @property
     def epoch(self) -> int:
         """The epoch at hand, counted from 0."""
         if self.step is not None:
             return self.step.epoch
-        rows = self._history.rows
-        if rows and self.start is not None and rows[-1].epoch >= self.start.epoch:
-            return rows[-1].epoch + (rows[-1].fraction == 1.0)
+        if self.rows:
+            return self.rows[-1].epoch + (self.rows[-1].fraction == 1.0)
         return self.start.epoch if self.start is not None else 0
 
     @property
-    def share(self) -> float:
-        """Part of the epoch at hand that is done, 0 to 1."""
+    def epoch_share(self) -> float:
+        """Part of the epoch's phase (training or validation) that is done, 0 to 1."""
         step = self.step
         if step is None:
             return 0.0 if self._more_to_come else 1.0
         return min(1.0, step.step / step.steps) if step.steps else 0.0
 
     @property
+    def run_share(self) -> float:
+        """Part of the whole run that is done, 0 to 1."""
+        if self.start is None:
+            return 0.0
+        epochs = self.start.epochs - self.start.epoch
+        done = self.epoch - self.start.epoch
+        if self.step is not None:
+            done_here = 1.0 if self.step.phase == "valid" else self.epoch_share
+            return min(1.0, (done + done_here) / max(1, epochs))
+        return min(1.0, done / max(1, epochs))
+
+    @property
     def _more_to_come(self) -> bool:
         return self.start is None or self.epoch < self.start.epochs
 
+    # ------------------------------------------------------------------ how long
+
+    def seconds(self) -> float:
+        """That this run has taken so far."""
+        return self._clock.seconds(self._wall())
+
     def seconds_left(self) -> float | None:
-        """For the whole run, from the epochs that this run has finished, else from its pace; None where unknown."""
-        step, start = self.step, self.start
-        times = [row.time for row in self._history.rows[self._first_row :] if row.fraction == 1.0]
-        if step is None and start is not None and times and self._more_to_come:
-            return (start.epochs - self.epoch) * sum(times) / len(times)
-        if step is None or start is None or not step.steps or step.rate <= 0:
+        """For the whole run, from its latest epochs, else from the pace of its steps; None where that is unknown."""
+        if self.start is None or not self._more_to_come:
             return None
-        here = (step.steps - step.step) / step.rate
-        if step.phase == "train" and not times:
-            return here + (start.epochs - step.epoch - 1) * step.steps / step.rate
-        return here + (start.epochs - step.epoch - 1) * (sum(times) / len(times) if times else 0.0)
+        later_epochs = self.start.epochs - self.epoch - 1
+        latest = [row.time for row in self.rows[-LATEST_EPOCHS:]]
+        if not latest:
+            return self._seconds_left_from_pace(later_epochs)
+
+        epoch_seconds = sum(latest) / len(latest)
+        here = max(epoch_seconds - self._clock.epoch_seconds(self._wall()), self._phase_seconds_left() or 0.0)
+        return here + later_epochs * epoch_seconds
+
+    def _seconds_left_from_pace(self, later_epochs: int) -> float | None:
+        """While no epoch is finished yet: of the steps that are known, and of a validation only once it has begun."""
+        step, here = self.step, self._phase_seconds_left()
+        if step is None or step.steps is None or here is None:
+            return None
+        phase_seconds = step.steps / step.rate
+        if step.phase == "valid":
+            phase_seconds += self._clock.training_seconds
+        return here + later_epochs * phase_seconds
+
+    def _phase_seconds_left(self) -> float | None:
+        step = self.step
+        if step is None or not step.steps or step.rate <= 0:
+            return None
+        return max(0.0, (step.steps - step.step) / step.rate)
+
+    @property
+    def _validation_is_unknown(self) -> bool:
+        """Whether the time left leaves out validations, since none was seen yet."""
+        seen = self.rows or (self.step is not None and self.step.phase == "valid")
+        return not seen and "valid_loss" in self.columns
+
+    # ------------------------------------------------------------------ in words
 
     def status(self) -> str:
-        """What the bar says: the epoch, the time left, the smoothed loss, the pace; a narrow page cuts its end."""
+        """How far the run is and how long it takes."""
         parts = [self._title, "paused" if self.paused else "", self._which_epoch()]
+        if self.start is not None:
+            parts.append(f"{clock_time(self.seconds())} elapsed")
         left = None if self.paused else self.seconds_left()
         if left is not None:
-            parts.append(f"{duration(left)} left")
+            at_least = "at least " if self._validation_is_unknown else ""
+            parts.append(f"{at_least}{clock_time(left)} left")
         if self.step is not None and self.step.phase == "valid":
             parts.append("validating")
-        if self._seen is not None:
-            parts += [f"train loss {number(self._seen.loss)}", rate(self._seen.rate)]
         return " · ".join(part for part in parts if part)
+
+    def facts(self) -> str:
+        """The present loss, learning rate, pace and memory, as far as they are known."""
+        step = self._latest
+        if step is None:
+            return ""
+        parts = [f"train loss {number(step.loss)}"]
+        if step.lr is not None:
+            parts.append(f"lr {learning_rate(step.lr)}")
+        return " · ".join([*parts, *self._machine_facts(step)])
+
+    def pace(self) -> str:
+        """Pace and memory at the end of a run."""
+        return " · ".join(self._machine_facts(self._latest)) if self._latest is not None else ""
+
+    def _machine_facts(self, step: StepEnd) -> list[str]:
+        known = step.samples_per_second
+        parts = [rate(step.rate) if known is None else samples_rate(known)]
+        if step.gpu_memory is not None:
+            parts.append(f"GPU memory {gigabytes(step.gpu_memory)}")
+        return parts
 
     def _which_epoch(self) -> str:
         if self.start is None:
@@ -107,15 +231,27 @@ class RunStatus:
     def summary(self) -> str:
         """How the run ended, how long it took and which epoch is the best, on one line."""
         ending = self._ending()
-        best = self._history.best
-        parts = [f"{self._title}: {ending}" if self._title and ending else self._title or ending]
-        if self._history.rows:
-            seconds = sum(row.time for row in self._history)
-            parts.append(f"{plural(len(self._history), 'epoch')} in {duration(seconds)}")
-        if best is not None:
-            name = "train_loss" if best.valid_loss is None else "valid_loss"
-            parts.append(f"best {name} {number(score(best))} in epoch {best.epoch}")
+        title = f"{self._title}: {ending}" if self._title and ending else self._title or ending
+        parts = [title, self._epochs_trained(), self._best()]
         return " · ".join(part for part in parts if part) or "no epochs yet"
+
+    def _epochs_trained(self) -> str:
+        """Those of this run, and all there are where that is more."""
+        every = self._history.rows
+        if not every:
+            return ""
+        own = self.rows if self.start is not None else every
+        if not own:
+            return f"{plural(len(every), 'epoch')} in all"
+        words = f"{plural(len(own), 'epoch')} in {duration(sum(row.time for row in own))}"
+        return words if len(own) == len(every) else f"{words}, {len(every):,} in all"
+
+    def _best(self) -> str:
+        best = self._history.best
+        if best is None:
+            return ""
+        name = "train_loss" if best.valid_loss is None else "valid_loss"
+        return f"best {name} {number(score(best))} in epoch {best.epoch}"
 
     def _ending(self) -> str:
         match self.end:
@@ -129,6 +265,8 @@ class RunStatus:
                 return f"finished {self._place()} ({first_line(reason)})"
         if self.state == "stopped":
             return f"stopped {self._place()}, all kept"
+        if self.state == "running":
+            return f"training {self._place()}"
         return "" if self.state == "waiting" else self.state
 
     def _place(self) -> str:
@@ -138,3 +276,43 @@ class RunStatus:
         if not rows:
             return "before the first epoch was over"
         return f"{'in' if rows[-1].fraction < 1.0 else 'after'} epoch {rows[-1].epoch}"
+
+
+class _RunClock:
+    """The time of a run and of the epoch at hand, in seconds from anywhere.
+
+    Args:
+        earlier: seconds that the run's epochs before the one at hand took.
+        now: when the epoch at hand begins.
+    """
+
+    def __init__(self, earlier: float, now: float) -> None:
+        self._earlier = earlier
+        self._epoch_began = now
+        self._validating_since: float | None = None
+
+    def note(self, step: StepEnd, now: float) -> None:
+        """Notice where the validation begins."""
+        if step.phase == "valid" and self._validating_since is None:
+            # some steps are done already when the first sign of life comes
+            done = step.step / step.rate if step.rate > 0 else 0.0
+            self._validating_since = max(self._epoch_began, now - done)
+
+    def end_epoch(self, seconds: float, now: float) -> None:
+        """The epoch took so long; the next one begins."""
+        self._earlier += seconds
+        self._epoch_began = now
+        self._validating_since = None
+
+    def seconds(self, now: float) -> float:
+        """Of the run so far."""
+        return self._earlier + self.epoch_seconds(now)
+
+    def epoch_seconds(self, now: float) -> float:
+        """Of the epoch so far."""
+        return now - self._epoch_began
+
+    @property
+    def training_seconds(self) -> float:
+        """That the training of this epoch took; 0 before its validation has begun."""
+        return 0.0 if self._validating_since is None else self._validating_since - self._epoch_began

@@ -1,18 +1,21 @@
 """The picture as a small SVG written by hand: crisp, some kilobytes, a millisecond, in the colours of the page.
 
-It is for live output only. Saved notebooks hold a PNG instead, since GitHub and JupyterLab's sanitiser drop SVG.
+Live, it is a part of the page and takes its colours from there. In a saved notebook it is the source of an `img`, since
+GitHub and JupyterLab's sanitiser drop SVG that stands in the page; such a picture sees nothing of the page but whether
+it is dark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from html import escape
-from typing import Literal
 
 from quik_nb.history import History
-from quik_nb.views.chart_layout import COLOURS, FONT, Dot, Line, Picture, Point, Role, Shape, picture
+from quik_nb.views.chart_layout import NOTHING_AHEAD, Outlook, picture
+from quik_nb.views.shapes import COLOURS, FONT, Dot, Hint, Line, Picture, Point, Role, Shape
 
-Scale = Literal["linear", "log"]
+Paints = dict[Role, str]
+"""What stands in `stroke` and `fill` for a role."""
 
-THEMED: dict[Role, str] = {
+OF_PAGE: Paints = COLOURS | {
     # JupyterLab's variables follow its theme; elsewhere the page's own text colour is right on any ground
     "grid": "var(--jp-border-color2, rgba(128, 128, 128, .35))",
     "mark": "var(--jp-border-color0, rgba(128, 128, 128, .9))",
@@ -20,34 +23,66 @@ THEMED: dict[Role, str] = {
     "strong": "var(--jp-content-font-color0, currentColor)",
 }
 
+OF_FILE: Paints = COLOURS | {
+    "grid": "rgba(128, 128, 128, .35)",
+    "mark": "rgba(128, 128, 128, .9)",
+    "word": "var(--word)",
+    "strong": "var(--strong)",
+}
 
-def svg(history: History, epochs: int | None = None, scales: Sequence[Scale] = ("linear",)) -> str:
-    """The curve as one `<svg>` element, with a group of class `quik-linear` or `quik-log` for each scale asked for.
+FILE_STYLE = (
+    "<style>svg{--word:#444;--strong:#111}@media (prefers-color-scheme:dark){svg{--word:#d0d0d0;--strong:#fff}}</style>"
+)
 
-    With both groups in it a page can switch by CSS alone, also while the kernel is busy.
+PAGE_FONT = "var(--jp-ui-font-family, system-ui, sans-serif)"
+FILE_FONT = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
+
+
+def svg(history: History, outlook: Outlook = NOTHING_AHEAD) -> str:
+    """The curve as one `<svg>` element with both scales, of which the page shows one by CSS.
+
+    What the scales have in common is drawn once; the rest is in groups of class `quik-linear` and `quik-log`, so that
+    a page can switch also while the kernel is busy.
     """
-    pictures = {scale: picture(history, epochs, log=scale == "log") for scale in scales}
-    first = next(iter(pictures.values()))
-    groups = [f'<g class="quik-{scale}">{_group(picture)}</g>' for scale, picture in pictures.items()]
-    alt = escape(first.alt)
+    linear, log = (picture(history, outlook, log=log) for log in (False, True))
+    both = set(linear.shapes) & set(log.shapes)
+    body = [
+        _elements((shape for shape in linear.shapes if shape in both), OF_PAGE),
+        _group("quik-linear", [shape for shape in linear.shapes if shape not in both]),
+        _group("quik-log", [shape for shape in log.shapes if shape not in both]),
+        "".join(map(_hint, linear.hints)),
+    ]
+    return _frame(linear, "".join(body), PAGE_FONT)
+
+
+def svg_file(picture: Picture) -> str:
+    """A picture as a file of its own, which follows the colour scheme of the page that shows it."""
+    return _frame(picture, FILE_STYLE + _elements(picture.shapes, OF_FILE), FILE_FONT)
+
+
+def _frame(picture: Picture, body: str, font: str) -> str:
+    alt = escape(picture.alt)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {first.width} {first.height}" width="{first.width}" '
-        f'height="{first.height}" style="max-width:100%;height:auto" role="img" aria-label="{alt}" '
-        f'font-family="var(--jp-ui-font-family, system-ui, sans-serif)" font-size="{FONT}" '
-        f'fill="none" stroke-linejoin="round"><title>{alt}</title>{"".join(groups)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {picture.width} {picture.height}" '
+        f'width="{picture.width}" height="{picture.height}" style="max-width:100%;height:auto" role="img" '
+        f'aria-label="{alt}" font-family="{font}" font-size="{FONT}" '
+        f'fill="none" stroke-linejoin="round"><title>{alt}</title>{body}</svg>'
     )
 
 
-def _group(picture: Picture) -> str:
-    return "".join(map(_element, picture.shapes))
+def _group(name: str, shapes: list[Shape]) -> str:
+    return f'<g class="{name}">{_elements(shapes, OF_PAGE)}</g>'
 
 
-def _element(shape: Shape) -> str:
-    paint = THEMED.get(shape.role) or COLOURS[shape.role]
+def _elements(shapes: Iterable[Shape], paints: Paints) -> str:
+    return "".join([_element(shape, paints[shape.role]) for shape in shapes])
+
+
+def _element(shape: Shape, paint: str) -> str:
     match shape:
-        case Line(points, role, width, dashed):
-            more = ' stroke-dasharray="3 3"' if dashed else ' opacity=".55"' if role == "live" else ""
-            return f'<polyline points="{_points(points)}" stroke="{paint}" stroke-width="{width}"{more}/>'
+        case Line(points, _, width, dashed):
+            dashes = ' stroke-dasharray="3 3"' if dashed else ""
+            return f'<polyline points="{_points(points)}" stroke="{paint}" stroke-width="{width}"{dashes}/>'
         case Dot(x, y, radius, _, filled):
             inside = f'fill="{paint}"' if filled else f'stroke="{paint}" stroke-width="1.6"'
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" {inside}/>'
@@ -59,5 +94,13 @@ def _element(shape: Shape) -> str:
             )
 
 
-def _points(points: list[Point]) -> str:
+def _hint(hint: Hint) -> str:
+    left, top, right, bottom = hint.area
+    return (
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}" '
+        f'pointer-events="all"><title>{escape(hint.text)}</title></rect>'
+    )
+
+
+def _points(points: tuple[Point, ...]) -> str:
     return " ".join([f"{x:.1f},{y:.1f}" for x, y in points])

@@ -1,13 +1,14 @@
-"""The view in a terminal and in a log: one line per epoch as it finishes; in a terminal a bar within the epoch."""
+"""The view in a terminal and in a log: one line per epoch as it finishes; in a terminal a bar for the run."""
 
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from quik_nb.events import EpochEnd, Event, Output, Row, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History
+from quik_nb.views.observations import observation
 from quik_nb.views.output import Printer
 from quik_nb.views.status import RunStatus
-from quik_nb.views.table import aligned, cells, header, mark_best, text
+from quik_nb.views.table import aligned, all_columns, cells, header, mark_best, text
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -20,7 +21,9 @@ class TextView:
     """Prints rows to `out`; draws the bar on `err` if that is a terminal, else nothing there."""
 
     def __init__(self, history: History, title: str = "", out: TextIO | None = None, err: TextIO | None = None) -> None:
-        self._history, self._out, self._err = history, out, err
+        self._history = history
+        self._out = out
+        self._err = err
         self._status = RunStatus(history, title)
         self._printer = Printer()
         self._bar: tqdm[Any] | None = None
@@ -35,7 +38,7 @@ class TextView:
                 self._shown = True
                 self._begin(event)
             case StepEnd():
-                self._move(event)
+                self._move()
             case EpochEnd(row=row, best=best):
                 self._end_bar()
                 self._print_row(row, best)
@@ -50,6 +53,7 @@ class TextView:
         self._status.closed = True
         if self._shown:
             self._print(self._status.summary())
+            self._print(observation(self._history, self._status.data_wait))
         elif self._history.rows:
             self._print(text(self._history))
         self._shown = False
@@ -72,13 +76,15 @@ class TextView:
         out.flush()  # a log that is followed shows each epoch when it ends
 
     def _print_row(self, row: Row, best: bool) -> None:
-        columns = self._history.columns
+        columns = all_columns(self._history, self._status.columns)
         names = header(columns)
         widths = [max(NARROW, len(name) + 1) for name in names]
         if columns != self._columns:
             self._columns = columns
             self._print(aligned(names, widths))
-        self._print(aligned(mark_best(row, columns) if best else cells(row, columns), widths))
+
+        values = cells(row, columns)
+        self._print(aligned(mark_best(values, row) if best else values, widths))
 
     def _printed(self, event: Output) -> None:
         if self._bar is not None:
@@ -87,16 +93,16 @@ class TextView:
         if self._bar is not None:
             self._bar.refresh()
 
-    def _move(self, event: StepEnd) -> None:
+    def _move(self) -> None:
         err = self._err or sys.stderr
         if not err.isatty():
             return
-        if self._bar is not None and self._bar.total != event.steps:
-            self._end_bar()  # the validation, whose steps are others
+
         if self._bar is None:
-            self._bar = _bar(event.steps, err)
-        self._bar.set_description_str(self._status.status(), refresh=False)
-        self._bar.n = event.step
+            self._bar = _bar(err)
+        words = [self._status.status(), self._status.facts()]
+        self._bar.set_description_str(" · ".join(filter(None, words)), refresh=False)
+        self._bar.n = round(100 * self._status.run_share)
         self._bar.refresh()
 
     def _end_bar(self) -> None:
@@ -105,10 +111,11 @@ class TextView:
             self._bar = None
 
 
-def _bar(steps: int | None, err: TextIO) -> "tqdm[Any]":
+def _bar(err: TextIO) -> "tqdm[Any]":
+    """A bar for the whole run, in percent."""
     from tqdm import tqdm
 
     # the words are those of the other views; steps come some ten times a second at most, so each is drawn
     form = "{percentage:3.0f}% |{bar:12}| {desc}"
-    bar: tqdm[Any] = tqdm(total=steps, bar_format=form, file=err, leave=False, dynamic_ncols=True, mininterval=0)
+    bar: tqdm[Any] = tqdm(total=100, bar_format=form, file=err, leave=False, dynamic_ncols=True, mininterval=0)
     return bar

@@ -1,7 +1,9 @@
-"""The live view in a notebook: a bar within the epoch, the table and the curve, and in the end a plain record.
+"""The live view in a notebook: bars, the table and the curve, and in the end a plain record in the same places.
 
-The widgets live as long as the run. When it ends, their output is replaced by the static record and they are closed, so
-that the saved notebook holds a table and a picture and needs no widget to show them.
+Two outputs make it. The widgets live as long as the run. In front of them stands a plain output with the rows so far,
+which they hide: a page that is loaded again while the kernel is busy, and a notebook that is opened without its kernel,
+cannot draw the widgets and show that output instead. When the run ends it becomes the record, and the widgets are
+closed, so that the saved notebook needs none to show them.
 """
 
 from typing import Any
@@ -14,41 +16,57 @@ from quik_nb.views.budget import CLOCK, Budget, Clock
 from quik_nb.views.buttons import Buttons
 from quik_nb.views.mime import Publish, new_id, to_notebook
 from quik_nb.views.output import Printer
-from quik_nb.views.static_record import record
+from quik_nb.views.static_record import record, stand_in
 from quik_nb.views.status import RunStatus
 
-TABLE, CURVE, BAR = "table", "curve", "bar"
-BUDGET_SHARES = {TABLE: 0.75, CURVE: 0.17, BAR: 0.08}
+TABLE, CURVE, BAR, SAVED = "table", "curve", "bar", "saved"
+BUDGET_SHARES = {TABLE: 0.60, CURVE: 0.19, BAR: 0.09, SAVED: 0.12}
 """What each may spend of the time for drawing: a row for every epoch matters more than a smooth curve."""
+SAVED_SECONDS = 4.0
+"""Between two updates of what a saved notebook holds: notebooks save themselves every two minutes."""
 REDRAWS: dict[type, dict[str, float]] = {
     # a step may spend half of the curve's account, so that enough is left when the epoch ends
     RunStart: {BAR: 1.0, TABLE: 1.0, CURVE: 1.0},
     StepEnd: {BAR: 1.0, CURVE: 0.5},
-    EpochEnd: {TABLE: 1.0, CURVE: 1.0},
+    EpochEnd: {TABLE: 1.0, CURVE: 1.0, SAVED: 1.0},
     Annotation: {CURVE: 1.0},
 }
-"""What an event puts out of date, and how deep the part's account may be drawn on for it."""
-NO_WIDGETS = "Training; this page shows no widgets. view='text' prints the rows instead."
+"""What an event puts out of date, and how deep the part's account may be overdrawn for it."""
 VIEW_MIME = "application/vnd.jupyter.widget-view+json"
+NOTHING = {"text/html": "", "text/plain": ""}
+"""A place in the page for what comes later. Its height is 0, or the page would jump before the widgets are there."""
 
 
 class WidgetView:
-    """Draws with stock ipywidgets, within a time budget; a history that has rows already is drawn at once."""
+    """Draws with stock ipywidgets, within a time budget; a history that has rows already is drawn at once.
+
+    Args:
+        history: has taken in each event before it is shown here.
+        controls: what the buttons may do; None for none.
+        title: the session's name.
+        folder: the run folder by which the run can be resumed; empty where there is none.
+        clock: for the budget.
+        publish: puts outputs on the page.
+    """
 
     def __init__(
         self,
         history: History,
         controls: RunControls | None = None,
         title: str = "",
+        folder: str = "",
         clock: Clock = CLOCK,
         publish: Publish = to_notebook,
     ) -> None:
-        self._history, self._controls, self._publish = history, controls, publish
-        self._status = RunStatus(history, title)
+        self._history = history
+        self._controls = controls
+        self._folder = folder
+        self._status = RunStatus(history, title, clock.wall)
         self._printer = Printer()
-        self._budget = Budget(BUDGET_SHARES, clock)
-        self._id = new_id()
-        self._stale: dict[str, float] = {}  # how deep the account may be drawn on for each part that is out of date
+        self._budget = Budget(BUDGET_SHARES, clock, {SAVED: SAVED_SECONDS})
+        self._outputs = _Outputs(publish)
+        self._stale: dict[str, float] = {}
+        """how deep the account may be overdrawn for each part that is out of date"""
         self._group: WidgetGroup | None = None
         if history.rows or controls is not None:
             self._open()  # also where workers are still starting, since the cell may be over before they have begun
@@ -58,16 +76,21 @@ class WidgetView:
         if isinstance(event, Output):
             self._printer.show(event)
             return
+
         self._status.record(event)
         if self._group is None:
             self._open()
             return
+
         if isinstance(event, RunStart):
-            self._group.footer.value = html.footer(event.where, self._hint())
+            self._group.footer.value = self._footer()
         if isinstance(event, PauseChanged):
             self._pause(self._group, event.paused)
+
         for kind, overdraft in REDRAWS.get(type(event), {}).items():
             self._stale[kind] = max(overdraft, self._stale.get(kind, 0.0))
+        if isinstance(event, StepEnd) and not self._history.rows:
+            self._stale[SAVED] = 1.0  # the first epoch may take an hour
         self._draw(self._group)
 
     def _pause(self, group: "WidgetGroup", on: bool) -> None:
@@ -80,39 +103,87 @@ class WidgetView:
         if self._group is None:
             return
         self._status.closed = True
-        self._publish(record(self._history, self._status.summary()), self._id, update=True)
+        self._outputs.end(record(self._history, self._status, self._outputs.uid))
         self._group.close()
         self._group = None
 
     def _open(self) -> None:
-        where = self._status.start.where if self._status.start else ""
         buttons = Buttons(self._controls) if self._controls else None
-        self._group = WidgetGroup(self._pieces(), html.footer(where, self._hint()), buttons)
-        bundle = {VIEW_MIME: self._group.view, "text/plain": NO_WIDGETS}
-        self._publish(bundle, self._id, update=False)
+        pieces = {kind: self._piece(kind) for kind in (BAR, TABLE, CURVE)}
+        self._group = WidgetGroup(pieces, self._footer(), buttons)
+        self._outputs.begin(self._group.view)
+        if self._history.rows:
+            self._save()
 
-    def _hint(self) -> str:
-        return "" if self._controls else html.INTERRUPT
-
-    def _pieces(self) -> dict[str, str]:
-        return {kind: self._piece(kind) for kind in (BAR, TABLE, CURVE)}
+    def _footer(self) -> str:
+        hint = "" if self._controls else html.INTERRUPT
+        return self._outputs.style + html.footer(self._history, self._status, hint)
 
     def _piece(self, kind: str) -> str:
-        epochs = self._status.start.epochs if self._status.start else None
         match kind:
             case "table":
-                return html.rows(self._history, epochs)
+                return html.rows(self._history, html.outlook(self._status))
             case "curve":
-                return html.curve(self._history, epochs)
+                return html.curve(self._history, self._status)
             case _:
                 return html.bar(self._status)
 
+    def _save(self) -> None:
+        """Put the rows so far where a page finds them that cannot draw the widgets."""
+        go_on = "As of the last save of this notebook. session.show() follows the run while its kernel lives"
+        if self._folder:
+            go_on += f"; QuikSession.resume({self._folder!r}) goes on from it after that"
+        self._outputs.save(stand_in(self._history, self._status, self._outputs.uid, go_on + "."))
+
     def _draw(self, group: "WidgetGroup") -> None:
-        for kind in (TABLE, BAR, CURVE):
-            if kind in self._stale and self._budget.allows(kind, self._stale[kind]):
-                with self._budget.spend(kind):
+        for kind in (TABLE, BAR, CURVE, SAVED):
+            if kind not in self._stale or not self._budget.allows(kind, self._stale[kind]):
+                continue
+            with self._budget.spend(kind):
+                if kind == SAVED:
+                    self._save()
+                else:
                     group.parts[kind].value = self._piece(kind)
-                del self._stale[kind]
+            del self._stale[kind]
+
+
+class _Outputs:
+    """The two outputs under the cell: the plain one in front, and behind it the widgets that hide it."""
+
+    def __init__(self, publish: Publish) -> None:
+        self._publish = publish
+        self.uid = new_id()
+        self._plain_id = new_id()
+        self._widget_id = new_id()
+
+    @property
+    def style(self) -> str:
+        """Lives within the widgets, and hides the plain output for as long as they do."""
+        return f"{html.STYLE}<style>.quik-{self.uid} {{ display: none; }}</style>"
+
+    def begin(self, view: dict[str, Any]) -> None:
+        """Open both; `view` is what a page needs to find the widgets."""
+        self._publish(NOTHING, self._plain_id, update=False)
+        # the empty words are what a page takes that cannot draw widgets, and then the plain output is not hidden
+        self._publish({VIEW_MIME: view, "text/html": ""}, self._widget_id, update=False)
+
+    def save(self, bundle: dict[str, str]) -> None:
+        """Put a bundle into the plain output."""
+        self._publish(_with_rule(bundle, self.uid), self._plain_id, update=True)
+
+    def end(self, bundle: dict[str, str]) -> None:
+        """Put the last bundle into the plain output, and take the widgets away in one step."""
+        self._publish(bundle, self._plain_id, update=True)
+        self._publish({}, self._widget_id, update=True)
+
+
+def _with_rule(bundle: dict[str, str], uid: str) -> dict[str, str]:
+    """Hide "Error displaying widget", which JupyterLab shows behind the plain output where the widgets are gone."""
+    rule = (
+        f"<style scoped>.jp-OutputArea-child:has(.quik-{uid}) + .jp-OutputArea-child > .lm-Panel:not(:has(*)) "
+        f"{{ display: none; }}</style>"
+    )
+    return bundle | {"text/html": bundle["text/html"] + rule}
 
 
 class WidgetGroup:

@@ -140,7 +140,9 @@ def test_the_live_view_works_with_workers(notebook: Kernel) -> None:
     result = notebook.ok("session(Net(slow), epochs=4, view='auto').train(processes=2)")
 
     assert [1, 2, 3, 4] == [rows for rows in table_rows(result.of("comm_msg")) if rows]
-    assert "data:image/png;base64" in result.displays[-1]["text/html"]
+    *_, record, widgets = result.displays
+    assert "data:image/png;base64" in record["text/html"]
+    assert {} == widgets
 
 
 @pytest.mark.parametrize("processes", [2, 4])

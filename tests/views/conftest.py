@@ -25,7 +25,8 @@ def row(epoch: int, **changes: Any) -> Row:
 
 def run_events(epochs: int) -> list[Event]:
     """A whole run: two steps and a row for each epoch."""
-    events: list[Event] = [RunStart(0, epochs, 2, "on the CPU: this machine has no GPU")]
+    columns = ("train_loss", "valid_loss", "accuracy")
+    events: list[Event] = [RunStart(0, epochs, 2, "on the CPU: this machine has no GPU", columns=columns)]
     for epoch in range(epochs):
         events += [StepEnd(epoch, step, 2, 1.0, 10.0) for step in (1, 2)]
         events.append(EpochEnd(row(epoch)))
@@ -47,7 +48,7 @@ class Clock:
 
 
 class Page:
-    """Takes the place of the notebook: a list of (bundle, display id, update)."""
+    """Takes the place of the notebook: a list of (bundle, display id, update), and what stands there now."""
 
     def __init__(self) -> None:
         self.published: list[tuple[Mapping[str, Any], str, bool]] = []
@@ -56,9 +57,18 @@ class Page:
         self.published.append((bundle, display_id, update))
 
     @property
+    def outputs(self) -> list[Mapping[str, Any]]:
+        """The bundles that stand on the page, in the order in which they were opened."""
+        now: dict[str, Mapping[str, Any]] = {}
+        for bundle, display_id, update in self.published:
+            assert update == (display_id in now)
+            now[display_id] = bundle
+        return list(now.values())
+
+    @property
     def last(self) -> Mapping[str, Any]:
-        """The bundle that stands on the page."""
-        return self.published[-1][0]
+        """The bundle that a page shows which draws no widgets."""
+        return self.outputs[0]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The views in a notebook: what they put on the page, when, and what they leave there."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from quik_nb.events import EpochEnd, Event, Output, PauseChanged, RunEnd, RunSta
 from quik_nb.history import History
 from quik_nb.views.budget import ALLOWANCE, FRAME, SHARE, Budget, Clock
 from quik_nb.views.display_view import DisplayView
-from quik_nb.views.widget import VIEW_MIME, WidgetView
+from quik_nb.views.widget import SAVED_SECONDS, VIEW_MIME, WidgetView
 
 Make = Callable[..., Any]
 
@@ -31,14 +32,15 @@ def open_widgets() -> dict[str, Widget]:
     return dict(_instances)
 
 
-def board(page: Any) -> Box:
+def group(page: Any) -> Box:
     """The box that the page shows."""
-    return open_widgets()[page.published[0][0][VIEW_MIME]["model_id"]]
+    (widgets,) = [bundle for bundle in page.outputs if VIEW_MIME in bundle]
+    return open_widgets()[widgets[VIEW_MIME]["model_id"]]
 
 
 def html(page: Any) -> str:
     """All HTML that the live view shows now."""
-    return "".join(child.value for child in board(page).children if isinstance(child, HTML))
+    return "".join(child.value for child in group(page).children if isinstance(child, HTML))
 
 
 def rows(page: Any) -> int:
@@ -110,28 +112,73 @@ def test_the_last_row_is_never_missing(page: Any, make: Make, make_events: Make,
     """With drawings that cost more than there is time for, the record has all rows all the same."""
     history = History()
     view = make(history, clock=make_clock(cost=0.5), publish=page)
-    feed(view, history, *make_events(12))
+    feed(view, history, *make_events(11))
     view.close()
 
     assert "finished" in page.last["text/plain"]
-    assert 12 == page.last["text/html"].split("<tbody>")[1].count("<tr>")
+    assert 11 == page.last["text/html"].split("<tbody>")[1].count("<tr>")
 
 
-@pytest.mark.parametrize("make", [WidgetView, DisplayView])
-def test_the_end_replaces_the_live_view_by_the_record(page: Any, make: Make, make_events: Make) -> None:
-    """One output, opened once; the last thing in it is the bundle that needs no widget."""
+@pytest.mark.parametrize(("make", "beside"), [(WidgetView, [{}]), (DisplayView, [])])
+def test_the_end_replaces_the_live_view_by_the_record(page: Any, make: Make, beside: Any, make_events: Make) -> None:
+    """What is left is one bundle that needs no widget, and where widgets were an output of nothing."""
     history = History()
     view = make(history, title="<digits>", publish=page)
     feed(view, history, *make_events(2))
     view.close()
     view.close()
 
-    (first, name, is_update), *updates = page.published
-    assert not is_update
-    assert all(update and where == name for _, where, update in updates)
-    assert {"text/html", "text/plain"} == set(page.last)
-    assert "&lt;digits&gt;: finished" in page.last["text/html"]
-    assert first["text/plain"]
+    record, *others = page.outputs
+    assert {"text/html", "text/plain"} == set(record)
+    assert "&lt;digits&gt;: finished" in record["text/html"]
+    assert beside == others
+
+
+def test_a_page_without_the_widgets_shows_the_rows_so_far(page: Any, make_events: Make, make_clock: Make) -> None:
+    """A plain output in front of the widgets, which hide it, holds table, curve and how to go on."""
+    clock, history = make_clock(), History()
+    view = WidgetView(history, folder="data/run_1", clock=clock, publish=page)
+    for event in make_events(9)[:4]:
+        clock.now += SAVED_SECONDS
+        feed(view, history, event)
+    stand_in, widgets = page.outputs
+    hides = re.search(r"<style>[.](quik-\w+) { display: none; }", html(page))
+    view.close()
+
+    assert "" == widgets["text/html"]
+    assert hides is not None
+    assert f'class="quik-view {hides.group(1)}"' in stand_in["text/html"]
+    assert "<b>training after epoch 0</b>" in stand_in["text/html"]
+    assert "data:image/svg+xml" in stand_in["text/html"]
+    assert 1 == stand_in["text/html"].split("<tbody>")[1].count("<tr>")
+    assert "session.show()" in stand_in["text/plain"]
+    assert "QuikSession.resume('data/run_1')" in stand_in["text/plain"]
+
+
+def test_the_page_does_not_jump_before_the_widgets_are_there(page: Any, make_events: Make) -> None:
+    """The plain output in front of them is empty until there is something to show."""
+    history = History()
+    view = WidgetView(history, publish=page)
+    feed(view, history, *make_events(2)[:1])
+    first = page.last
+    view.close()
+
+    assert {"text/html": "", "text/plain": ""} == first
+
+
+def test_what_a_saved_notebook_holds_is_not_renewed_at_each_epoch(page: Any, make_row: Make, make_clock: Make) -> None:
+    """Of 100 epochs in 10 seconds it holds the first at once, and then is at most some seconds behind."""
+    clock, history = make_clock(), History()
+    view = WidgetView(history, clock=clock, publish=page)
+    feed(view, history, RunStart(0, 100, 2, "here"))
+    for epoch in range(100):
+        clock.now += 0.1
+        feed(view, history, EpochEnd(make_row(epoch)))
+    updates = [bundle for bundle, _, update in page.published if update]
+    view.close()
+
+    assert 3 == len(updates)
+    assert 1 == updates[0]["text/html"].split("<tbody>")[1].count("<tr>")
 
 
 @pytest.mark.parametrize("make", [WidgetView, DisplayView])
@@ -191,7 +238,7 @@ def test_no_part_starves_the_others(page: Any, make_row: Make, make_clock: Make)
     shown = html(page)
     view.close()
 
-    steps = int(shown.split('aria-label="epoch ')[1].split()[0])
+    steps = int(shown.split('title="epoch ')[1].split()[0])
     curve = int(shown.split("Loss curve over ")[1].split()[0])
     assert steps > 2700
     assert curve > 2700
@@ -231,17 +278,20 @@ def test_bytes_of_an_update_do_not_grow_with_the_epochs(page: Any, make_history:
     assert size < 50_000
 
 
-def test_nothing_jumps_when_rows_come(page: Any, make_row: Make) -> None:
-    """The room for the rows to come is there from the start and stays the same."""
-    history = History()
-    view = WidgetView(history, publish=page)
-    heights = set()
-    for event in (RunStart(0, 30, 2, ""), *(EpochEnd(make_row(epoch)) for epoch in range(30))):
+def test_nothing_jumps_when_rows_come(page: Any, make_events: Make, make_clock: Make) -> None:
+    """The columns, the room for the rows to come and that for the curve are there from the start."""
+    clock, history = make_clock(), History()
+    view = WidgetView(history, clock=clock, publish=page)
+    places = set()
+    for event in make_events(30):
+        clock.now += 10
         feed(view, history, event)
-        heights.add(html(page).split("min-height:")[1].split('"')[0])
+        shown = html(page)
+        places.add(tuple(re.findall(r'min-height:[\d.]+em"|<thead>.*</thead>|viewBox="[^"]*"|>accuracy(?= |<)', shown)))
     view.close()
 
-    assert 1 == len({height for height in heights if "em" in height})
+    assert 1 == len(places)
+    assert 4 == len(next(iter(places)))  # height, header, size of the curve, and the accuracy's panel
 
 
 def test_without_controls_the_view_says_what_stops_it(page: Any) -> None:
@@ -258,7 +308,7 @@ def test_without_controls_the_view_says_what_stops_it(page: Any) -> None:
 
 def buttons(page: Any) -> tuple[Button, Button, Text, Any]:
     """Stop, pause, learning rate, and the words beside them."""
-    (row,) = [child for child in board(page).children if isinstance(child, Box)]
+    (row,) = [child for child in group(page).children if isinstance(child, Box)]
     stop, pause, lr, said = row.children
     return stop, pause, lr, said
 
@@ -350,6 +400,6 @@ def test_the_display_updates_one_output(page: Any, make_events: Make, make_clock
     view.show(RunEnd("finished"))
     view.close()
 
-    assert "epoch 0 (1 of 3)" == shown[0][0]
+    assert "epoch 0 (1 of 3) · 00:00 elapsed" == shown[0][0]
     assert 4 == max(len(lines) - 1 for lines in shown)  # header and three rows
-    assert "svg" not in page.published[2][0]["text/html"]
+    assert all("data:image/svg+xml" in bundle["text/html"] for bundle, _, _ in page.published)

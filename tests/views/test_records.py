@@ -7,11 +7,13 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from PIL import Image
 
-from quik_nb.events import EpochEnd, RunEnd, RunFailed, RunStart, StepEnd
+from quik_nb.events import RunEnd, RunFailed, RunStart
 from quik_nb.history import History
-from quik_nb.views.static_record import record
+from quik_nb.views import html
+from quik_nb.views.static_record import Bundle, record, stand_in
 from quik_nb.views.status import RunStatus
 
 Make = Callable[..., Any]
@@ -31,108 +33,102 @@ class Tags(HTMLParser):
         self.attributes |= dict(attrs)
 
 
+def finished(history: History, end: Any = None) -> RunStatus:
+    """The status of a run that had all rows of a history."""
+    status = RunStatus(history)
+    status.record(RunStart(0, len(history), 2, "here"))
+    status.record(end or RunEnd("finished"))
+    return status
+
+
+def recorded(history: History, end: Any = None) -> Bundle:
+    """The record of such a run."""
+    return record(history, finished(history, end), "1")
+
+
+def image_source(page: str, attribute: str, mime: str) -> bytes:
+    """The picture that stands in an attribute of the `img`."""
+    (data,) = re.findall(rf'<img[^>]* {attribute}="data:{re.escape(mime)};base64,([^"]*)"', page)
+    return base64.b64decode(data)
+
+
 def test_the_record_is_a_table_and_a_picture(make_history: Make) -> None:
     """One bundle holds the summary, an HTML table, the curve as an image with words, and the same as text."""
-    bundle = record(make_history(8), "finished · 8 epochs")
+    bundle = recorded(make_history(8))
     tags = Tags(bundle["text/html"])
 
     assert {"text/html", "text/plain"} == set(bundle)
     assert {"table", "img"} <= tags.names
     assert "Loss curve over 8 epochs" in str(tags.attributes["alt"])
-    image = base64.b64decode(str(tags.attributes["src"]).removeprefix("data:image/png;base64,"))
-    assert "PNG" == Image.open(io.BytesIO(image)).format
-    assert bundle["text/plain"].startswith("finished · 8 epochs\nepoch  train_loss")
+    assert "PNG" == Image.open(io.BytesIO(image_source(bundle["text/html"], "src", "image/png"))).format
+    assert image_source(bundle["text/html"], "srcset", "image/svg+xml").startswith(b"<svg")
+    assert bundle["text/plain"].startswith("finished · 8 epochs in 08:08 · best valid_loss 0.1667 in epoch 5\nepoch")
 
 
-def test_the_record_needs_nothing_that_is_stripped(make_history: Make) -> None:
-    """No style, script, SVG, id or class: GitHub and JupyterLab's sanitiser leave it as it is."""
-    tags = Tags(record(make_history(50), "finished")["text/html"])
+def test_the_record_is_whole_without_what_is_stripped(make_history: Make) -> None:
+    """No script and no SVG element; without style and classes, table and picture stand side by side all the same."""
+    page = recorded(make_history(50))["text/html"]
+    tags = Tags(re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL))
 
     assert not tags.names & {"style", "script", "svg", "iframe", "link", "object", "form", "input"}
-    assert not set(tags.attributes) & {"style", "id", "class", "onclick", "onload"}
+    assert not set(tags.attributes) & {"style", "onclick", "onload"}
+    assert '<table align="left">' in page
+    assert '<br clear="all">' in page
+
+
+@pytest.mark.parametrize("rows", [3, 11, 40])
+def test_the_record_has_the_places_of_the_live_view(make_history: Make, rows: int) -> None:
+    """Status, table, curve and footer follow each other in both, and the table is the same to the letter."""
+    history = make_history(rows)
+    page = recorded(history)["text/html"]
+    live = html.rows(history, html.outlook(finished(history)))
+
+    assert ["quik-bar", "quik-table", "quik-curve", "quik-footer"] == re.findall(
+        r'<\w+ class="(quik-bar|quik-table|quik-curve|quik-footer)', page
+    )
+    assert re.findall("<table.*</table>", live) == re.findall("<table.*</table>", page)
 
 
 def test_the_users_words_are_escaped(make_row: Make) -> None:
     """Exception messages and metric names stand in the record as text."""
     history = History([make_row(0, metrics={"<img src=x>": 1.0})])
-    page = record(history, 'failed: <script>alert("1")</script> · <b>&')["text/html"]
+    page = recorded(history, RunFailed('<script>alert("1")</script> · <b>&'))["text/html"]
 
-    assert {"p", "b", "img", "table", "thead", "tbody", "tr", "th", "td"} == Tags(page).names
+    assert not Tags(page).names - {
+        *("div", "style", "p", "b", "br", "small", "img", "map", "area"),
+        *("table", "thead", "tbody", "tr", "th", "td"),
+    }
     assert 1 == len(re.findall("<img", page))
     assert "&lt;script&gt;alert(&quot;1&quot;)" in page
 
 
 def test_a_record_of_nothing_is_one_line() -> None:
     """A run that ended before its first step leaves its summary, and no empty table."""
-    assert {"text/html": "<p><b>stopped</b></p>", "text/plain": "stopped"} == record(History(), "stopped")
+    status = RunStatus(History())
+    status.record(RunStart(0, 3, 2, "here"))
+    status.record(RunEnd("stopped"))
+    words = "stopped before the first epoch was over, all kept"
+
+    assert {"text/html": f"<p><b>{words}</b></p>", "text/plain": words} == record(History(), status)
 
 
-def summary(history: History, *events: Any, title: str = "", closed: bool = True) -> str:
-    """How a run with these events is summed up."""
-    run_status = RunStatus(history, title)
-    for event in events:
-        history.record(event)
-        run_status.record(event)
-    run_status.closed = closed
-    return run_status.summary()
+def test_the_pointer_is_told_the_values_in_the_record(make_history: Make) -> None:
+    """The picture has a map of areas with the words of the live view's hints."""
+    page = recorded(make_history(8))["text/html"]
+
+    assert 'usemap="#quik-1"' in page
+    assert 8 == page.count("<area ")
+    assert 'title="epoch 3: train_loss 0.5000, valid_loss 0.2500, accuracy 0.8000, lr 0.001"' in page
 
 
-START = RunStart(0, 10, 50, "here")
+def test_what_stands_in_for_a_live_view_says_how_to_go_on(make_history: Make) -> None:
+    """It shows the rows so far and the picture in the page's colours, without the PNG, which takes longer to draw."""
+    history = make_history(3)
+    status = RunStatus(history)
+    status.record(RunStart(0, 9, 2, "here"))
+    page = stand_in(history, status, "1", "go on with <this>")["text/html"]
 
-
-def test_the_summary_of_a_finished_run(make_history: Make) -> None:
-    """It says the state, the epochs, the time, the best epoch, and the session's name where it has one."""
-    expected = "digits: finished · 8 epochs in 08:08 · best valid_loss 0.1667 in epoch 5"
-
-    assert expected == summary(make_history(8), START, RunEnd("finished"), title="digits")
-
-
-def test_the_summary_says_where_it_stopped(make_history: Make, make_row: Make) -> None:
-    """A stop within an epoch names that epoch, one between epochs the last that was finished; all is kept."""
-    within = EpochEnd(make_row(2, fraction=0.4))
-
-    assert "stopped in epoch 2, all kept (Stop button)" in summary(
-        make_history(2), START, within, RunEnd("stopped", "Stop button")
-    )
-    assert "stopped after epoch 1, all kept" in summary(make_history(2), START)
-    assert "stopped in epoch 2, all kept" in summary(make_history(2), START, StepEnd(2, 3, 50, 0.5, 9.0))
-    assert "stopped before the first epoch was over, all kept" == summary(History(), START)
-
-
-def test_the_summary_of_a_failed_run_says_why(make_history: Make) -> None:
-    """The first line of the error, its rank and the epoch are in the summary."""
-    failure = RunFailed("\nRuntimeError: shapes\n  more", rank=1)
-
-    assert summary(make_history(2), START, failure).startswith("failed on rank 1 after epoch 1: RuntimeError: shapes ·")
-
-
-def test_the_time_left_comes_from_the_epochs_of_this_run(make_history: Make, make_row: Make) -> None:
-    """Half of epoch 3 of 10 at 50 steps/s, and six more of the 61 seconds that the last one took."""
-    history = make_history(2)
-    run_status = RunStatus(history)
-    for event in (RunStart(2, 10, 100, ""), EpochEnd(make_row(2)), StepEnd(3, 50, 100, 0.5, 50.0)):
-        history.record(event)
-        run_status.record(event)
-
-    assert 1 + 6 * 61.0 == run_status.seconds_left()
-    assert "epoch 3 (4 of 10) · 06:07 left · train loss 0.5000 · 50 steps/s" == run_status.status()
-
-
-def test_between_epochs_loss_and_pace_stay(make_history: Make, make_row: Make) -> None:
-    """After epoch 2 of 10 the line says how long the other seven take, with the loss and the pace of the last step."""
-    history = make_history(2)
-    run_status = RunStatus(history)
-    for event in (RunStart(2, 10, 100, ""), StepEnd(2, 99, 100, 0.5, 50.0), EpochEnd(make_row(2))):
-        history.record(event)
-        run_status.record(event)
-
-    assert "epoch 3 (4 of 10) · 07:07 left · train loss 0.5000 · 50 steps/s" == run_status.status()
-    assert 0.0 == run_status.share
-
-
-def test_a_view_that_joins_a_run_on_its_way_knows_its_epoch(make_history: Make) -> None:
-    """Without the run's start the status still names the epoch."""
-    run_status = RunStatus(make_history(2))
-    run_status.record(StepEnd(7, 5, None, 0.5, 0.25, phase="valid"))
-
-    assert "epoch 7 · validating · train loss 0.5000 · 4.0 s/step" == run_status.status()
+    assert "<b>training after epoch 2</b> · 3 epochs in 03:03" in page
+    assert image_source(page, "src", "image/svg+xml").startswith(b"<svg")
+    assert "go on with &lt;this&gt;" in page
+    assert "image/png" not in page

@@ -53,18 +53,18 @@ def test_without_validation_the_train_loss_decides(make_row: Make) -> None:
 
 
 def test_many_rows_are_cut_to_the_latest_and_the_best(make_history: Make) -> None:
-    """At most `limit` rows are shown, the best and the last among them, and a line says how many are not."""
+    """At most `limit` lines are shown, the best and the last row among them, and one says how many are not."""
     lines = html_rows(make_history(100), limit=4)
 
-    assert ["5", "97", "98", "99"] == [line[0] for line in lines[1:] if len(line) > 1]
-    assert ["96 more in the history"] == lines[2]
+    assert ["5", "98", "99"] == [line[0] for line in lines[1:] if len(line) > 1]
+    assert ["97 more in the history"] == lines[2]
 
 
-def test_the_line_of_what_is_left_out_comes_first_when_the_best_is_among_the_latest(make_row: Make) -> None:
+def test_a_best_row_among_the_latest_stands_in_its_place(make_row: Make) -> None:
     """Where the best row is shown anyway, one row more of the latest is shown."""
     history = History([make_row(epoch, valid_loss=1 / (epoch + 1)) for epoch in range(10)])
 
-    assert ["(7 more in the history)", "7", "8", "9"] == [
+    assert ["(8 more in the history)", "8", "9"] == [
         line if "more" in line else line.split()[0] for line in table.text(history, limit=3).splitlines()[1:]
     ]
 
@@ -83,8 +83,10 @@ def test_a_partial_row_says_its_share(make_history: Make, make_row: Make) -> Non
         (float("nan"), "nan"),
         (float("inf"), "inf"),
         (0.0, "0.0000"),
-        (1e-9, "1.000e-09"),
-        (-2e6, "-2.000e+06"),
+        (1e-9, "1.000e-9"),
+        (17_940.3, "17,940"),
+        (-2e6, "-2,000,000"),
+        (8.4329e10, "8.4329e10"),
     ],
 )
 def test_values_that_are_no_common_number(make_row: Make, value: float | None, expected: str) -> None:
@@ -92,6 +94,28 @@ def test_values_that_are_no_common_number(make_row: Make, value: float | None, e
     history = History([make_row(0), make_row(1, valid_loss=value)])
 
     assert expected == html_rows(history)[-1][2]
+
+
+def test_a_change_is_seen(make_row: Make) -> None:
+    """A column has as many digits as it takes to tell each row from the next."""
+    losses = [8.4329e10, 8.43289e10, 8.43288e10]
+    history = History([make_row(epoch, train_loss=loss) for epoch, loss in enumerate(losses)])
+
+    assert ["8.43290e10", "8.43289e10", "8.43288e10"] == [line[1] for line in html_rows(history)[1:]]
+
+
+def test_short_epochs_have_a_time(make_row: Make) -> None:
+    """Below a second the time has decimals."""
+    assert ["0.3 s", "0.02 s"] == [html_rows(History([make_row(0, time=time)]))[1][-1] for time in (0.3, 0.017)]
+
+
+def test_announced_columns_have_their_place(make_row: Make) -> None:
+    """Columns that are to come are in the header, and dashes in the rows, before any row has them."""
+    history = History([make_row(0, valid_loss=None, metrics={})])
+    tree = ElementTree.fromstring(table.html(history, announced=("train_loss", "valid_loss", "f1")))
+
+    assert ["epoch", "train_loss", "valid_loss", "f1", "time"] == [cell.text for cell in tree.iter("th")]
+    assert ["0", "2.0000", "—", "—", "01:01"] == ["".join(cell.itertext()) for cell in tree.iter("td")]
 
 
 def test_names_cannot_break_out(make_row: Make) -> None:

@@ -1,14 +1,15 @@
 """The view in a terminal and in a log, the silent one, and the choice between all of them."""
 
 import io
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from quik_nb.errors import RecipeError
-from quik_nb.events import EpochEnd, Output, RunEnd, RunFailed, RunStart, StepEnd
+from quik_nb.events import EpochEnd, Output, Row, RunEnd, RunFailed, RunStart, StepEnd
 from quik_nb.history import History
 from quik_nb.views.choose import FrontEnd, choose, decide
 from quik_nb.views.null_view import NullView
@@ -58,13 +59,13 @@ def test_a_row_that_is_the_best_so_far_has_a_star(make_row: Make) -> None:
     assert ["*1.0000"] == [word for word in text.split() if "*" in word]
 
 
-def test_a_terminal_has_a_bar_within_the_epoch(make_events: Make) -> None:
-    """The bar goes to the error stream and is gone when the epoch is over, so that rows stand in whole lines."""
+def test_a_terminal_has_a_bar_for_the_run(make_events: Make) -> None:
+    """The bar goes to the error stream and is gone when an epoch is over, so that rows stand in whole lines."""
     err = Terminal()
     text = shown(History(), *make_events(2), err=err)
 
-    assert " 50% |" in err.getvalue()
-    assert "epoch 1 (2 of 2) · 00:00 left · train loss 1.0000 · 10 steps/s" in err.getvalue()
+    assert [" 25% |", " 50% |", " 75% |", "100% |"] == re.findall(r"[ \d]{3}% \|(?=[^|]*\| epoch)", err.getvalue())
+    assert "epoch 1 (2 of 2) · 01:01 elapsed · 01:01 left · train loss 1.0000 · 10 steps/s" in err.getvalue()
     assert err.getvalue().rstrip(" ").endswith("\r")
     assert 5 == len(text.splitlines())
 
@@ -98,6 +99,53 @@ def test_an_early_end_says_why(make_events: Make) -> None:
     text = shown(History(), *make_events(3)[:-1], RunEnd("finished", "no better loss for 2 epochs"))
 
     assert "finished after epoch 2 (no better loss for 2 epochs)" in text.splitlines()[-1]
+
+
+def test_columns_that_were_announced_have_their_place_from_the_first_row(make_row: Make) -> None:
+    """A metric that comes late is known beforehand, so that the header is printed once."""
+    start = RunStart(0, 2, 1, "", columns=("train_loss", "valid_loss", "accuracy"))
+    text = shown(History(), start, EpochEnd(make_row(0, metrics={})), EpochEnd(make_row(1)))
+
+    assert 1 == text.count("accuracy")
+
+
+def test_a_row_costs_the_same_however_many_came_before(make_row: Make) -> None:
+    """The rows before it are not looked at again: none of their values is read."""
+    history = History(Counted.rows(50))
+    view = TextView(history, out=io.StringIO(), err=io.StringIO())
+    view.show(RunStart(50, 52, 1, ""))
+    view.show(EpochEnd(make_row(50)))
+    history.add(make_row(50))
+    assert history.best is not None
+    before = Counted.reads
+
+    history.add(make_row(51))
+    view.show(EpochEnd(make_row(51)))
+
+    assert history.best is not None
+    assert before == Counted.reads
+
+
+class Counted(dict[str, float]):
+    """Metrics that count how often they are read."""
+
+    reads = 0
+
+    @classmethod
+    def rows(cls, count: int) -> list[Row]:
+        return [Row(epoch, 1.0, 1.0, 1.0, 0.1, cls(accuracy=0.5)) for epoch in range(count)]
+
+    def __iter__(self) -> Iterator[str]:
+        Counted.reads += 1
+        return super().__iter__()
+
+
+def test_what_the_curve_tells_is_printed_at_the_end(make_row: Make) -> None:
+    """Under the summary of a run stands the sentence that is due, if any."""
+    rows = [EpochEnd(make_row(epoch, train_loss=0.7, valid_loss=None, metrics={}, lr=1e-9)) for epoch in range(8)]
+    text = shown(History(), RunStart(0, 8, 1, ""), *rows, RunEnd("finished"))
+
+    assert "train_loss has not moved since epoch 0: lr=1e-9 may be too low." == text.splitlines()[-1]
 
 
 def test_a_new_metric_gets_a_new_header(make_row: Make) -> None:

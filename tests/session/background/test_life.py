@@ -30,10 +30,11 @@ def test_a_program_that_runs_cells_never_loses_the_run(tmp_path: Path) -> None:
     notebook = nbformat.v4.new_notebook(cells=cells)
     executed = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
-    (output,) = executed.cells[1].outputs
+    output, widgets = executed.cells[1].outputs
     assert {"text/html", "text/plain"} == set(output.data)
     assert 3 == output.data["text/html"].split("<tbody>")[1].count("<tr>")
     assert "data:image/png;base64," in output.data["text/html"]
+    assert {} == widgets.data
     assert "'finished'" == executed.cells[2].outputs[0].data["text/plain"]
 
 
