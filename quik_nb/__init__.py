@@ -14,8 +14,10 @@ from quik_nb.errors import (
     WorkerError,
 )
 from quik_nb.launch.forkserver import warm_up
+from quik_nb.recipe.cli_options import add_learn_args
 from quik_nb.recipe.settings import Settings
 from quik_nb.session.run import Run
+from quik_nb.session.scripts import traverse
 from quik_nb.session.session import QuikSession
 from quik_nb.training.loop import Loop
 
@@ -37,7 +39,9 @@ __all__ = [
     "Settings",
     "StopTraining",
     "WorkerError",
+    "add_learn_args",
     "doctor",
+    "traverse",
     "warm_up",
 ]
 

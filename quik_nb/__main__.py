@@ -1,12 +1,12 @@
-"""The command line: `python -m quik_nb demo` trains a small model on real data, `train FILE` a session from a file.
+"""The command line: `python -m quik_nb demo`, `train FILE`, `runs [FOLDER]`, `resume [FOLDER]` and `doctor`.
 
-Each subcommand is a function of the parsed options that returns the exit code. An error of ours is told in words, a
-traceback is for what nobody foresaw.
+Each subcommand is a function of the parsed options that returns the exit code. Errors are shown in words; `--debug`
+adds the traceback.
 """
 
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import SUPPRESS, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,23 @@ import torch
 from torch import Tensor, nn, optim
 
 from quik_nb import __version__
+from quik_nb.doctor import doctor as print_facts
 from quik_nb.errors import QuikError
-from quik_nb.recipe.cli_options import Parser, add_arguments, settings_from
-from quik_nb.recipe.settings import Settings
+from quik_nb.recipe.cli_options import Parser, add_learn_args, add_optional_args, settings_from
+from quik_nb.session.script_errors import brief
 from quik_nb.session.session import QuikSession
 from quik_nb.storage.files import Files
+from quik_nb.storage.run_list import list_runs
+from quik_nb.views.format import duration
 
 PROGRAM = "python -m quik_nb"
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+EXIT_CODES = f"""exit codes:
+  {DONE}    done
+  {FAILED}    it failed; the message says why
+  {USAGE}    the command line cannot be used
+  {INTERRUPTED}  interrupted; rows, weights and state are kept"""
+
 DEMO: dict[str, Any] = {"epochs": 15, "batch_size": 32, "lr": 3e-3, "view": "text"}
 """What the demo takes where no option says otherwise."""
 
@@ -30,32 +40,64 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     try:
         return int(options.run(options))
-    except QuikError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt as interrupt:
         print(f"{PROGRAM}: {interrupt or 'interrupted'}", file=sys.stderr)
-        return 130  # as shells count an interrupt
+        return INTERRUPTED
+    except QuikError as error:
+        if options.debug:
+            raise
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+    except Exception as error:  # of code in a session's file, or a fault of ours
+        if options.debug:
+            raise
+        print(f"{brief(error)}{PROGRAM}: {options.command} failed; --debug shows where", file=sys.stderr)
+    return FAILED
 
 
 def parser() -> Parser:
     """The parser of all subcommands."""
-    made = Parser(prog=PROGRAM, description="A Jupyter-first, interactive training kit for PyTorch.")
+    made = Parser(
+        prog=PROGRAM,
+        description="A Jupyter-first, interactive training kit for PyTorch.",
+        epilog=EXIT_CODES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     made.add_argument("--version", action="version", version=f"quik_nb {__version__}")
-    commands = made.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for run in (demo,):
-        command = commands.add_parser(
+    made.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    commands = made.add_subparsers(required=True, metavar="COMMAND", title="commands", dest="command")
+
+    def command(run: Callable[[Namespace], int]) -> Parser:
+        doc = run.__doc__ or ""
+        added = commands.add_parser(
             run.__name__,
-            help=(run.__doc__ or "").splitlines()[0],
-            description=run.__doc__,
+            help=doc.splitlines()[0],
+            description=doc,
+            epilog=EXIT_CODES,
             formatter_class=RawDescriptionHelpFormatter,
         )
-        command.set_defaults(run=run)
-        add_arguments(command, Settings(**DEMO))
-    command = commands.add_parser("train", help=(train.__doc__ or "").splitlines()[0], description=train.__doc__)
-    command.add_argument("file", help="as session.save(file) wrote it; it holds code, so train only what you trust")
-    command.set_defaults(run=train)
-    add_arguments(command)
+        added.add_argument("--debug", action="store_true", default=SUPPRESS, help=SUPPRESS)
+        added.set_defaults(run=run)
+        return added
+
+    add_learn_args(command(demo), DEMO)
+
+    file = command(train)
+    file.add_argument("file", help="as session.save(file) wrote it; it holds code, so train only what you trust")
+    add_optional_args(file)
+
+    folder = command(resume)
+    folder.add_argument(
+        "folder",
+        nargs="?",
+        help="a run folder, as `runs` lists them; the latest in data/ by default. It holds code, so resume only what "
+        "you trust",
+    )
+    add_optional_args(folder)
+
+    command(runs).add_argument(
+        "folder", nargs="?", default=".", help="the base_dir of sessions; this folder by default"
+    )
+    command(doctor)
     return made
 
 
@@ -69,10 +111,11 @@ def demo(options: Namespace) -> int:
             f"    {Path(sys.executable).name} -m pip install scikit-learn",
             file=sys.stderr,
         )
-        return 1
+        return FAILED
+
     pixels, digits = load_digits(return_X_y=True)
     session = (
-        QuikSession(**(DEMO | settings_from(options)))
+        QuikSession(**settings_from(options))
         .add_data(train=(torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(digits)), valid=0.2)
         .add_model(lambda: nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)))
         .set_criterion(nn.CrossEntropyLoss)
@@ -80,11 +123,12 @@ def demo(options: Namespace) -> int:
         .set_metrics(accuracy=accuracy)
     )
     session.train()
+
     if session.settings.view is False:  # else the view has printed it, row by row
         print(session.history.to_string(index=False))
     if session.settings.save:
         print(files(session))
-    return 0
+    return DONE
 
 
 def train(options: Namespace) -> int:
@@ -96,7 +140,50 @@ def train(options: Namespace) -> int:
         if len(session.history):
             session.save(options.file)
     print(f"{options.file} holds the trained session: QuikSession.load({options.file!r})")
-    return 0
+    return DONE
+
+
+def resume(options: Namespace) -> int:
+    """Train on from a run folder, up to the epochs of its session, or for --epochs more; options hold for this call."""
+    session = QuikSession.resume(options.folder)
+    settings = settings_from(options)
+    if "epochs" not in settings:
+        rows = session.history
+        unfinished = int((rows["fraction"] < 1).sum()) if "fraction" in rows else 0
+        settings["epochs"] = session.settings.epochs - (len(rows) - unfinished)
+
+    if settings["epochs"] <= 0:
+        where = options.folder or "the latest run folder"
+        print(f"{where} has all of its {session.settings.epochs} epochs: --epochs N trains N more")
+        return DONE
+    session.train(**settings)
+    return DONE
+
+
+def runs(options: Namespace) -> int:
+    """List the run folders of a folder: epochs, the best loss, the time, and whether they can be resumed."""
+    found = list_runs(Path(options.folder))
+    if not found:
+        print(f"{PROGRAM}: there are no run folders in {options.folder} or in its data/", file=sys.stderr)
+        return FAILED
+
+    lines = [("run folder", "epochs", "best epoch", "best loss", "time", "")]
+    for run in found:
+        best = ("-", "-") if run.best_epoch is None else (str(run.best_epoch), f"{run.best_loss:.4g}")
+        note = "" if run.can_resume else "no checkpoint"
+        lines.append((str(near(run.folder)), str(run.epochs), *best, duration(run.seconds), note))
+
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for folder, *numbers, note in lines:
+        cells = "  ".join(number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True))
+        print(f"{folder:<{widths[0]}}  {cells}  {note}".rstrip())
+    return DONE
+
+
+def doctor(_: Namespace) -> int:
+    """Tell what this machine has, and what a training would do on it; nothing is started."""
+    print_facts()
+    return DONE
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -112,7 +199,7 @@ def files(session: QuikSession) -> str:
     lines = [f"    {weights}   the weights of the best epoch, one such file for each"]
     if session.folder is not None:
         folder = str(near(session.folder)).ljust(len(str(weights)))
-        lines.append(f"    {folder}   the history, and the checkpoint to go on from")
+        lines.append(f"    {folder}   the history, and the checkpoint to resume from")
     return "\n".join(["files:", *lines])
 
 

@@ -20,31 +20,37 @@ from torch.utils.data import DataLoader, IterableDataset
 
 EPOCHS = 3
 BATCH_SIZE = 16  # samples per optimizer step
-VALID_BATCH_SIZE = 16
-ACCUMULATE = 2  # micro-batches per optimizer step
-SEED = 42
+VALID_BATCH_SIZE = 16  # samples per forward pass of validation
+SEED = 42  # of the order of samples, dropout and first weights
 PRECISION = "fp32"
+COMPILE = False
+
+ACCUMULATE = 2  # micro-batches per optimizer step
 CLIP_VALUE: float | None = None  # largest absolute value of a gradient's element
 CLIP_NORM: float | None = 0.5  # largest norm of all gradients together
 EMA: float | None = 0.9  # decay per step of the averaged weights, which are validated and saved
-COMPILE = False
+SCHEDULE = "batch"  # or "epoch", or "loss" for one that watches it: after what the scheduler is stepped
+
 PATIENCE: int | None = 2  # epochs without improvement after which training ends
 MIN_DELTA = 0.0  # by how much the loss must fall to count as an improvement
-MONITOR = "valid_loss"
+MONITOR = "valid_loss"  # what patience and a scheduler watch
+
 REDUCTION = "mean"  # or "sum": how the criterion makes one number of the losses of a batch
 WEIGHTED = False  # whether labels have weights, or are ignored
-SCHEDULE = "batch"  # or "epoch", or "loss" for one that watches it: what the scheduler is stepped with
 LABEL = "labels"  # the key of the target in a batch that is a dict
+STEP: Callable[..., Any] | None = None  # (model, criterion, batch) -> loss or (loss, outputs), for another than below
+METRICS: dict[str, Callable[[Any, Any], Any]] = {}  # functions of (outputs, targets) over all of validation
+
 SHUFFLE = True
+TRAIN_LOADER: dict[str, Any] = {}  # further keywords of its DataLoader
+VALID_LOADER: dict[str, Any] = {}  # further keywords of its DataLoader
+
 SAVE = False
-DATE = "20210101"
+DATE = "20210101"  # in file names
 DATA = Path("data")
 FIRST_WEIGHTS: Path | None = None  # what training starts from
 FROZEN: list[str] = []  # parameters that are not trained
-METRICS: dict[str, Callable[[Any, Any], Any]] = {}
-STEP: Callable[..., Any] | None = None
-TRAIN_LOADER: dict[str, Any] = {}  # further keywords of its DataLoader
-VALID_LOADER: dict[str, Any] = {}  # further keywords of its DataLoader
+
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=PRECISION != "fp32")
 
@@ -212,9 +218,9 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
     train = made_up(101)
     valid = made_up(37)
 
-    # A model that is made under the seed has the same first weights each time.
     if FIRST_WEIGHTS is None:
-        seed_all(SEED)
+        seed_all(SEED)  # so that a model that is made here has the same first weights each time
+
     model: nn.Module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1)).double().to(device)
     if FIRST_WEIGHTS is not None:
         model.load_state_dict(torch.load(FIRST_WEIGHTS))

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from quik_nb.events import Event
 from quik_nb.launch.placement import Placement
-from quik_nb.storage.checkpointer import Saver
+from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import Commands
 from quik_nb.training.job import Job
 from quik_nb.training.progress import Snapshot
@@ -59,7 +59,7 @@ class Running(Protocol):
 class Launcher:
     """One way to train a job on the devices of a placement."""
 
-    launch: Callable[[Job, Placement, Saver | None], Running]
+    launch: Callable[[Job, Placement, Checkpointer | None], Running]
     """prepares a training of the job as it is now, whatever is changed in the session afterwards"""
     creates_processes: bool
     """whether it makes the ranks; False where they exist already, as this process does, or those of torchrun and Ray"""

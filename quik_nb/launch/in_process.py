@@ -8,7 +8,7 @@ import torch
 
 from quik_nb.events import Annotation, Event
 from quik_nb.launch.placement import Placement
-from quik_nb.storage.checkpointer import Saver
+from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import LocalCommands
 from quik_nb.training.job import Emit, Job
 from quik_nb.training.progress import Snapshot
@@ -28,7 +28,7 @@ class InProcess:
     undelivered: Sequence[Event] = ()
     """always empty: an event is emitted when it happens"""
 
-    def __init__(self, job: Job, placement: Placement, saver: Saver | None = None) -> None:
+    def __init__(self, job: Job, placement: Placement, saver: Checkpointer | None = None) -> None:
         self.job = job
         self.model = job.model
         self.device = torch.device(placement.devices[0])
@@ -67,7 +67,7 @@ class InProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Roll a training that did not come to its end back to its last row, and write the files that wait."""
+        """Roll a training that did not come to its end back to its last row, and write its state."""
         self._is_over = True
         if not self._has_finished:
             self.model.load_state_dict(self._last.weights)

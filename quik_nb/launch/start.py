@@ -7,7 +7,7 @@ from quik_nb.launch.base import Launcher, Running
 from quik_nb.launch.in_process import InProcess
 from quik_nb.launch.placement import Placement
 from quik_nb.launch.workers import Workers
-from quik_nb.storage.checkpointer import Saver
+from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.job import Job
 
 LAUNCHERS = {
@@ -16,7 +16,7 @@ LAUNCHERS = {
 }
 
 
-def launch(job: Job, placement: Placement, saver: Saver | None) -> Running:
+def launch(job: Job, placement: Placement, saver: Checkpointer | None) -> Running:
     """Prepare a training; within its context, `events` trains.
 
     Args:

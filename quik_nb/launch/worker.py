@@ -22,7 +22,7 @@ from quik_nb.events import Event, Notice, Output
 from quik_nb.launch.failure import capture
 from quik_nb.launch.stdlib_patches import keep_sockets_in
 from quik_nb.launch.transfer import read_job
-from quik_nb.storage.checkpointer import Saver
+from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import AHEAD, SharedCommands
 from quik_nb.training.job import Job
 from quik_nb.training.rank import run_rank
@@ -42,7 +42,7 @@ class WorkerConfig:
     """private to this run: job, commands, rendezvous, stacks"""
     data: Path | None
     """the file with the samples; None where the job came by fork"""
-    saver: Saver
+    saver: Checkpointer
     timeout: float
     """seconds"""
     prints: bool

@@ -27,7 +27,8 @@ from quik_nb.launch.forkserver import context, starting
 from quik_nb.launch.placement import Placement
 from quik_nb.launch.transfer import SCRATCH, write_job
 from quik_nb.launch.worker import DONE, WorkerConfig, work
-from quik_nb.storage.checkpointer import Saver, read_checkpoint, stamp
+from quik_nb.storage.checkpointer import CHECKPOINT, Checkpointer, read_checkpoint
+from quik_nb.storage.files import stamp
 from quik_nb.training.commands import SharedCommands
 from quik_nb.training.job import Job
 from quik_nb.training.progress import Snapshot
@@ -84,7 +85,7 @@ class Workers:
         saver: writes files at each epoch's end; None for none but the state that is brought back.
     """
 
-    def __init__(self, job: Job, placement: Placement, saver: Saver | None = None) -> None:
+    def __init__(self, job: Job, placement: Placement, saver: Checkpointer | None = None) -> None:
         self.job = job
         self.placement = placement
         self.folder = SCRATCH.folder() / f"run_{os.urandom(4).hex()}"
@@ -92,9 +93,9 @@ class Workers:
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.commands = SharedCommands.create(self.folder / "commands")
 
-        # the checkpoint is what brings the state back, so it is written at every epoch, whatever it costs
-        self.saver = replace(saver or Saver(self.folder), every_epoch=True)
-        self._stamp_before = stamp(self.saver.folder)
+        # the checkpoint is what brings the state back, so it is written at every row, whatever it costs
+        self.saver = replace(saver or Checkpointer(self.folder), each_row=True)
+        self._stamp_before = stamp(self.saver.folder / CHECKPOINT)
         self._last: Snapshot | None = None
 
         self._workers: list[Worker] = []
@@ -293,6 +294,6 @@ class Workers:
 
     def snapshot(self) -> Snapshot | None:
         """The state of the last row; None before the first."""
-        if self._last is not None or stamp(self.saver.folder) in (None, self._stamp_before):
+        if self._last is not None or stamp(self.saver.folder / CHECKPOINT) in (None, self._stamp_before):
             return self._last
         return read_checkpoint(self.saver.folder)

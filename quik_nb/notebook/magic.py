@@ -16,7 +16,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from quik_nb.errors import RecipeError, suggest
 from quik_nb.notebook.cell_step import step_source
-from quik_nb.recipe.cli_options import Parser, add_arguments, settings_from, value_words
+from quik_nb.recipe.cli_options import Parser, add_optional_args, settings_from, value_words
 from quik_nb.session.run import Run
 from quik_nb.session.session import QuikSession
 
@@ -40,7 +40,7 @@ def parser() -> MagicParser:
     made = MagicParser(prog=f"%{NAME}", usage=USAGE.replace("%", "%%"), add_help=False)
     made.add_argument("session", nargs="?", help="the name of a QuikSession")
     made.add_argument("-h", "--help", action="store_true", help="show this")
-    add_arguments(made)
+    add_optional_args(made)
     return made
 
 

@@ -147,6 +147,8 @@ def _patterns(value: Any) -> Any:
 
 COUNT = Kind(is_count, "is not a whole number above 0", int, "N")
 
+COUNT_FROM_ZERO = Kind(lambda value: is_whole(value) and value >= 0, "is not a whole number from 0 up", int, "N")
+
 ABOVE_ZERO = Kind(lambda value: is_number(value) and value > 0, "is not a number above 0", float, "X")
 
 FROM_ZERO = Kind(

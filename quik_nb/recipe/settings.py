@@ -15,6 +15,7 @@ from quik_nb.errors import RecipeError, suggest
 from quik_nb.recipe.kinds import (
     ABOVE_ZERO,
     COUNT,
+    COUNT_FROM_ZERO,
     COUNT_OR_AUTO,
     COUNT_OR_BEST,
     DATE,
@@ -30,22 +31,10 @@ from quik_nb.recipe.kinds import (
     Kind,
     one_of,
 )
+from quik_nb.recipe.other_names import NOT_SETTINGS, TRANSLATIONS
 
 Scope = Literal["numbers", "where", "screen"]
 """What a setting changes: what is learned; where and how fast; only the view, the files and the messages."""
-
-NOT_SETTINGS = {
-    "amp": "use precision='bf16'",
-    "fp16": "use precision='fp16'",
-    "bf16": "use precision='bf16'",
-    "momentum": "it is a keyword of the optimizer: set_optimizer(optim.SGD, momentum=0.9)",
-    "optimizer": "call .set_optimizer(optim.AdamW)",
-    "scheduler": "call .set_scheduler(...)",
-    "model": "call .add_model(Net())",
-    "num_workers": "pass a DataLoader(dataset, num_workers=2) to add_data",
-    "shuffle": "training data is shuffled; pass a DataLoader(dataset, shuffle=False) to add_data for another order",
-}
-"""Names that are no setting here, and what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +53,9 @@ class Setting:
     """whether another value makes other batches, so that an unfinished epoch cannot go on"""
     in_summary: Literal["always", "if changed", "on another line"] = "if changed"
     also_called: tuple[str, ...] = ()
-    """names elsewhere, for the error that gives the one here"""
-    options: tuple[str, ...] = ()
-    """further options of a command line that mean it"""
+    """names elsewhere for the same value"""
+    short_option: str = ""
+    """of a command line, beside the option of its name"""
 
     def fault(self, value: Any) -> str | None:
         """What is wrong with a value, to stand after "name=value"; None for nothing."""
@@ -99,6 +88,7 @@ class Settings:
         COUNT,
         in_summary="always",
         also_called=("max_epochs", "num_epochs"),
+        short_option="-e",
     )
     batch_size: int = _setting(
         64,
@@ -106,11 +96,19 @@ class Settings:
         COUNT,
         changes_batches=True,
         in_summary="on another line",
+        also_called=("bs",),
+        short_option="-bs",
     )
-    lr: float = _of_optimizer(1e-3, ABOVE_ZERO, "learning rate", also_called=("learning_rate",))
-    weight_decay: float | None = _of_optimizer(None, FROM_ZERO, "weight decay")
+    lr: float = _of_optimizer(
+        1e-3,
+        ABOVE_ZERO,
+        "learning rate",
+        also_called=("learning_rate",),
+        short_option="-lr",
+    )
+    weight_decay: float | None = _of_optimizer(None, FROM_ZERO, "weight decay", short_option="-wd")
     betas: tuple[float, float] | None = _of_optimizer(None, PAIR, "betas")
-    eps: float | None = _of_optimizer(None, FROM_ZERO, "eps")
+    eps: float | None = _of_optimizer(None, FROM_ZERO, "eps", short_option="-eps")
     seed: int = _setting(
         42,
         "seed of shuffling, splits, dropout, and of a model that a function makes",
@@ -129,13 +127,20 @@ class Settings:
         "ranks of DistributedDataParallel; auto: one per GPU if there are several",
         COUNT_OR_AUTO,
         "where",
-        also_called=("gpus", "num_processes"),
-        options=("--gpus",),
+        also_called=("num_processes",),
     )
     device: str | None = _setting(None, "cpu, cuda, cuda:1, mps; None for the best there is", DEVICE, "where")
     clip_norm: float | None = _setting(None, "largest norm of all gradients together", ABOVE_ZERO)
     clip_value: float | None = _setting(None, "largest absolute value of a gradient's element", ABOVE_ZERO)
     accumulate: int = _setting(1, "micro-batches per optimizer step: the same numbers with less memory", COUNT)
+    num_workers: int = _setting(
+        0,
+        "processes that load the samples of a dataset; a DataLoader of one's own keeps its own",
+        COUNT_FROM_ZERO,
+        "where",
+        also_called=("workers",),
+        short_option="-nw",
+    )
     name: str = _setting("", "a name for the run, shown in the view and in the run folder's name", TEXT, "screen")
     data_date: str | None = _setting(None, "date in file names, such as 20210101; None for today", DATE, "screen")
     base_dir: str | Path = _setting(".", "folder in which data/ lies", FOLDER, "screen")  # noqa: RUF009  a field
@@ -262,11 +267,22 @@ def settings_doc() -> str:
     return f"    Settings:\n{lines}\n"
 
 
+def translated(name: str, value: Any) -> dict[str, Any]:
+    """What a name that others use means as settings; empty where it means none.
+
+    >>> translated("learning_rate", 0.1), translated("gpus", "none"), translated("depth", 3)
+    ({'lr': 0.1}, {'processes': 1, 'device': 'cpu'}, {})
+    """
+    if name in TRANSLATIONS:
+        return TRANSLATIONS[name](value)
+    return {known: value for known, setting in SETTINGS.items() if name in setting.also_called}
+
+
 def _unknown(name: str, value: Any) -> str:
     """A sentence about a name that is no setting, with what is meant by it here."""
-    meant = [known for known, setting in SETTINGS.items() if name in setting.also_called]
+    meant = ", ".join(f"{known}={v!r}" for known, v in translated(name, value).items())
     if meant:
-        return f"there is no setting {name!r}: use {meant[0]}={value!r}"
+        return f"there is no setting {name!r}: use {meant}"
     return f"there is no setting {name!r}: {NOT_SETTINGS.get(name) or suggest(name, SETTINGS)}"
 
 

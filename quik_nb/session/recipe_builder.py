@@ -1,9 +1,12 @@
-"""The chainable steps that put a recipe together, by PyTorch's own names; each replaces just its part."""
+"""Recipes from recipes: what each chainable step of a session makes of the recipe, as pure functions.
+
+The arguments are those of the session's methods, which explain them. Nothing here is remembered between two calls.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,204 +14,128 @@ from torch import nn
 from quik_nb.errors import RecipeError
 from quik_nb.recipe.data import SPLITS, as_sources
 from quik_nb.recipe.recipe import Optimizer, Recipe, Scheduler, Spec
-from quik_nb.recipe.settings import Settings, setting_names
+from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS
 from quik_nb.storage.files import Files, load_into, read, read_weights
 from quik_nb.training import rng
 
 OWN_COLUMNS = ("epoch", "train_loss", "valid_loss", "lr", "fraction", "time", "loss", "grad_norm", "skipped_steps")
 """Names that a metric cannot have."""
 
+ModelFactory = Callable[[], nn.Module]
 
-class Steps:
-    """A recipe that grows step by step, in any order.
 
-    Args:
-        settings: the session's settings by name.
+def files_of(recipe: Recipe) -> Files:
+    """The names by date of the files that its settings speak of."""
+    return Files(Path(recipe.settings.base_dir), recipe.settings.date)
 
-    Raises:
-        RecipeError: a setting does not exist or has a value that cannot be used.
-    """
 
-    def __init__(self, **settings: Any) -> None:
-        self._recipe = Recipe(Settings().changed(settings))
-        self._maker: Callable[[], nn.Module] | None = None
+# ---------------------------------------------------------------------- data
 
-    @property
-    def settings(self) -> Settings:
-        """The settings of the session."""
-        return self._recipe.settings
 
-    @property
-    def _files(self) -> Files:
-        return Files(Path(self.settings.base_dir), self.settings.date)
+def with_data(recipe: Recipe, splits: Mapping[str, Any], target: str | None = None) -> Recipe:
+    """The recipe with other samples; those of the files by date where there are none for training."""
+    given = dict(splits)
+    if given["train"] is None:
+        given = _saved_tensors(files_of(recipe)) | {split: data for split, data in given.items() if data is not None}
+    sources = as_sources(**given, target=target, seed=recipe.settings.seed)
+    return replace(recipe, **{split: sources.get(split) for split in SPLITS})  # type: ignore[arg-type]
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in setting_names():
+
+def _saved_tensors(files: Files) -> dict[str, Any]:
+    if not files.tensors("train").exists():
+        raise RecipeError(
+            f"add_data() without data looks for {files.tensors('train')}, which is not there: "
+            f"pass train=(x, y), or set data_date and base_dir to those of your files."
+        )
+    paths = {split: files.tensors(split) for split in SPLITS}
+    return {split: _tensor_tuple(read(path)) if path.exists() else None for split, path in paths.items()}
+
+
+def _tensor_tuple(value: Any) -> Any:
+    return value.tensors if hasattr(value, "tensors") else value
+
+
+# ---------------------------------------------------------------------- model
+
+
+def build_model(
+    model: nn.Module | ModelFactory, seed: int, state_dict: Mapping[str, Any] | str | Path | None = None
+) -> nn.Module:
+    """The module itself, or what a function makes under the seed; with weights loaded into it where some are given."""
+    if not isinstance(model, nn.Module) and not callable(model):
+        raise RecipeError(f"add_model takes a module such as Net(), and got a {type(model).__name__}.")
+    module = model if isinstance(model, nn.Module) else call_factory(model, seed)
+
+    if isinstance(state_dict, Mapping):
+        load_into(module, state_dict, "state_dict")
+    elif state_dict is not None:
+        load_into(module, read_weights(Path(state_dict)), str(state_dict))
+    return module
+
+
+def call_factory(factory: ModelFactory, seed: int) -> nn.Module:
+    """The model that a function makes under the seed; the user's random numbers are not disturbed."""
+    with rng.preserved():
+        rng.seed_all(seed)
+        module = factory()
+    if not isinstance(module, nn.Module):
+        raise RecipeError(f"add_model: {factory!r} gave a {type(module).__name__}, not a module.")
+    return module
+
+
+# ---------------------------------------------------------------------- the other parts
+
+
+def with_criterion(recipe: Recipe, criterion: Any, keywords: dict[str, Any]) -> Recipe:
+    """The recipe with another loss."""
+    return replace(recipe, criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
+
+
+def with_optimizer(recipe: Recipe, optimizer: Any, groups: Any, keywords: dict[str, Any]) -> Recipe:
+    """The recipe with another class of optimizer, or other groups or keywords of it."""
+    spec = _spec("set_optimizer", optimizer, keywords)
+    groups = {} if groups is None else groups
+    if not isinstance(groups, Mapping) or not all(isinstance(words, Mapping) for words in groups.values()):
+        raise RecipeError(
+            f"set_optimizer: groups={groups!r} are not keywords by the names of parameters: "
+            f"pass groups={{'head': {{'lr': 1e-3}}}}."
+        )
+    return replace(recipe, optimizer=Optimizer(spec.target, spec.keywords, dict(groups)))
+
+
+def with_scheduler(recipe: Recipe, scheduler: Any, per: str | None, keywords: dict[str, Any]) -> Recipe:
+    """The recipe with another learning-rate scheduler, or none."""
+    if scheduler is None:
+        return replace(recipe, scheduler=None)
+    if per not in (None, "batch", "epoch"):
+        raise RecipeError(f"set_scheduler: per={per!r} is not known: pass per='batch' or per='epoch'.")
+    spec = _spec("set_scheduler", scheduler, keywords)
+    return replace(recipe, scheduler=Scheduler(spec.target, spec.keywords, per))
+
+
+def with_metrics(recipe: Recipe, on_train: Any, named: dict[str, Any]) -> Recipe:
+    """The recipe with other metrics."""
+    if not isinstance(on_train, bool):
+        raise RecipeError(
+            f"set_metrics: train={on_train!r} is the switch that measures the metrics on the training batches too: "
+            f"pass train=True, and give a metric another name."
+        )
+    for name, metric in named.items():
+        if name in OWN_COLUMNS:
+            raise RecipeError(f"set_metrics: {name!r} is a column of every history: give the metric another name.")
+        if not callable(metric) or isinstance(metric, type):
             raise RecipeError(
-                f"session.{name} = {value!r} would change nothing: type session.train({name}={value!r}) for one call, "
-                f"or QuikSession({name}={value!r}) for all of them."
+                f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
+                f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
             )
-        super().__setattr__(name, value)
+    return replace(recipe, metrics=dict(named), metrics_on_train=on_train)
 
-    def _before_change(self, what: str) -> None:
-        """Called before a step changes the recipe; raises where that may not be."""
 
-    def _new_model(self) -> None:
-        """Called when another model is set: what was trained is past."""
-
-    def add_data(self, train: Any = None, valid: Any = None, test: Any = None, *, target: str | None = None) -> Self:
-        """Set the samples to train on, and those to validate and test on.
-
-        Args:
-            train: a tuple of tensors or arrays (the last one is the target), a dict of tensors, a `TensorDataset`, a
-                `Dataset` or `IterableDataset`, a `DataLoader`, or a DataFrame with `target`. None takes the saved
-                tensors of the `data_date`, `data/train_tensor_20210101.pt` and so on.
-            valid: the same, or a share such as 0.2 or a number of samples, cut from `train` by the seed.
-            test: likewise.
-            target: the name of the target column of a DataFrame.
-
-        Raises:
-            RecipeError: the data cannot be used; the message says what to type instead.
-        """
-        self._before_change("add_data")
-        given = {"train": train, "valid": valid, "test": test}
-        if train is None:
-            given = self._saved_tensors() | {split: data for split, data in given.items() if data is not None}
-        sources = as_sources(**given, target=target, seed=self.settings.seed)
-        return self._with("add_data", **{split: sources.get(split) for split in SPLITS})
-
-    def _saved_tensors(self) -> dict[str, Any]:
-        files = self._files
-        if not files.tensors("train").exists():
-            raise RecipeError(
-                f"add_data() without data looks for {files.tensors('train')}, which is not there: "
-                f"pass train=(x, y), or set data_date and base_dir to those of your files."
-            )
-        there = {split: files.tensors(split) for split in SPLITS}
-        return {split: _tensor_tuple(read(path)) if path.exists() else None for split, path in there.items()}
-
-    def add_model(
-        self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None
-    ) -> Self:
-        """Set the model; a training that was under way with another model ends, and a new one begins.
-
-        The same module again, as in a cell that is run again, changes nothing; `reset()` starts anew with it.
-
-        Args:
-            model: a module, which is trained in place, or a function or class that makes one (under the seed).
-            state_dict: weights to start from, as a mapping or as the path of a file.
-
-        Raises:
-            RecipeError: `model` is neither.
-            CheckpointError: `state_dict` does not fit.
-        """
-        self._before_change("add_model")
-        if not isinstance(model, nn.Module) and not callable(model):
-            raise RecipeError(f"add_model takes a module such as Net(), and got a {type(model).__name__}.")
-        if model is self._recipe.model and state_dict is None:
-            return self
-        self._maker = None if isinstance(model, nn.Module) else model
-        module = model if isinstance(model, nn.Module) else self._make(model)
-        if state_dict is not None:
-            origin = "state_dict" if isinstance(state_dict, Mapping) else str(state_dict)
-            state = state_dict if isinstance(state_dict, Mapping) else read_weights(Path(state_dict))
-            load_into(module, state, origin)
-        self._new_model()
-        return self._with("add_model", model=module)
-
-    def _make(self, maker: Callable[[], nn.Module]) -> nn.Module:
-        with rng.preserved():
-            rng.seed_all(self.settings.seed)
-            module = maker()
-        if not isinstance(module, nn.Module):
-            raise RecipeError(f"add_model: {maker!r} gave a {type(module).__name__}, not a module.")
-        return module
-
-    def set_criterion(self, criterion: Any, **keywords: Any) -> Self:
-        """Set the loss.
-
-        Args:
-            criterion: a class, such as `nn.CrossEntropyLoss`; a function of (outputs, target) that gives the mean over
-                the samples; or an instance. With `reduction="sum"` the history shows the mean all the same.
-            keywords: of the class or function.
-        """
-        return self._with("set_criterion", criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
-
-    def set_optimizer(
-        self,
-        optimizer: type[torch.optim.Optimizer],
-        groups: Mapping[str, Mapping[str, Any]] | None = None,
-        **keywords: Any,
-    ) -> Self:
-        """Set the optimizer's class; it gets those of the session's lr, weight_decay, betas, eps that it takes.
-
-        Args:
-            optimizer: a class such as `torch.optim.AdamW`.
-            groups: keywords for some of the parameters, by their names: `{"head": {"lr": 1e-3}, "*.bias": {...}}`.
-            keywords: of its own; they win over the session's settings.
-        """
-        spec = _spec("set_optimizer", optimizer, keywords)
-        if not isinstance(groups or {}, Mapping) or not all(
-            isinstance(words, Mapping) for words in (groups or {}).values()
-        ):
-            raise RecipeError(
-                f"set_optimizer: groups={groups!r} are not keywords by the names of parameters: "
-                f"type groups={{'head': {{'lr': 1e-3}}}}."
-            )
-        return self._with("set_optimizer", optimizer=Optimizer(spec.target, spec.keywords, dict(groups or {})))
-
-    def set_scheduler(self, scheduler: Callable[..., Any] | None, per: str | None = None, **keywords: Any) -> Self:
-        """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.
-
-        Args:
-            scheduler: a class of `torch.optim.lr_scheduler`, or a function of (optimizer, ...); None for none.
-            per: "batch" or "epoch"; None for what the scheduler is meant for.
-            keywords: of its own.
-        """
-        if scheduler is None:
-            return self._with("set_scheduler", scheduler=None)
-        if per not in (None, "batch", "epoch"):
-            raise RecipeError(f"set_scheduler: per={per!r} is not known: type per='batch' or per='epoch'.")
-        spec = _spec("set_scheduler", scheduler, keywords)
-        return self._with("set_scheduler", scheduler=Scheduler(spec.target, spec.keywords, per))
-
-    def set_metrics(self, *, train: bool = False, **named: Any) -> Self:
-        """Set the metrics, by the name of their column in the history.
-
-        Args:
-            train: measure them on the training batches as well, in columns named `train_...`.
-            named: functions of (outputs, targets), which see the whole split at once, or torchmetrics metrics.
-        """
-        if not isinstance(train, bool):
-            raise RecipeError(
-                f"set_metrics: train={train!r} is the switch that measures the metrics on the training batches too: "
-                f"type train=True, and give a metric another name."
-            )
-        for name, metric in named.items():
-            if name in OWN_COLUMNS:
-                raise RecipeError(f"set_metrics: {name!r} is a column of every history: give the metric another name.")
-            if not callable(metric) or isinstance(metric, type):
-                raise RecipeError(
-                    f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
-                    f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
-                )
-        return self._with("set_metrics", metrics=dict(named), metrics_on_train=train)
-
-    def set_step(self, step: Callable[..., Any] | None) -> Self:
-        """Replace what is done with a batch.
-
-        Args:
-            step: `step(model, criterion, batch)` that returns the loss, or (loss, outputs) where there are metrics;
-                None for the default: `*inputs, target = batch` for tuples, `model(**batch).loss` for dicts.
-        """
-        if step is not None and not callable(step):
-            raise RecipeError(f"set_step takes a function step(model, criterion, batch), and got {step!r}.")
-        return self._with("set_step", step=step)
-
-    def _with(self, call: str, /, **parts: Any) -> Self:
-        self._before_change(call)
-        self._recipe = replace(self._recipe, **parts)
-        return self
+def with_step(recipe: Recipe, step: Any) -> Recipe:
+    """The recipe with another function of a batch, or the default one."""
+    if step is not None and not callable(step):
+        raise RecipeError(f"set_step takes a function step(model, criterion, batch), and got {step!r}.")
+    return replace(recipe, step=step)
 
 
 def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | None = None) -> Any:
@@ -219,16 +146,54 @@ def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | Non
                 f"{step}: {target!r} is made already, so {', '.join(keywords)} come too late: pass the class."
             )
         return target
-    if not callable(target) or isinstance(target, torch.optim.Optimizer | nn.Module):
-        kind = type(target).__name__
-        made = isinstance(target, torch.optim.Optimizer | nn.Module)
-        got, hint = (f"one that is made already, a {kind}", kind) if made else (f"{kind} {target!r:.60}", "Class")
-        raise RecipeError(
-            f"{step} takes a class and its keywords, and got {got}: type {step}({hint}, ...), "
-            f"so that it can be made anew wherever the training runs."
-        )
+
+    kind = type(target).__name__
+    if isinstance(target, torch.optim.Optimizer | nn.Module):
+        raise _no_class(step, f"one that is made already, a {kind}", kind)
+    if not callable(target):
+        raise _no_class(step, f"{kind} {target!r:.60}", "Class")
     return Spec(target, keywords)
 
 
-def _tensor_tuple(value: Any) -> Any:
-    return value.tensors if hasattr(value, "tensors") else value
+def _no_class(step: str, got: str, hint: str) -> RecipeError:
+    return RecipeError(
+        f"{step} takes a class and its keywords, and got {got}: use {step}({hint}, ...), "
+        f"so that it can be made again wherever the training runs."
+    )
+
+
+# ---------------------------------------------------------------------- one call
+
+
+def for_call(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """The recipe of one call of train(), in which what was given for it wins over all else.
+
+    Args:
+        recipe: of the session.
+        given: settings by name; `epochs` and `processes` may be None for the session's.
+    """
+    changes = {name: value for name, value in given.items() if value is not None or name not in ("epochs", "processes")}
+    changed = replace(recipe, settings=recipe.settings.changed(changes))
+    _check_against_parts(changed, changes)
+
+    if recipe.optimizer is not None:  # whose own keywords else win over the settings
+        overruled = {name for name in OPTIMIZER_DEFAULTS if changes.get(name) is not None}
+        own = {name: value for name, value in recipe.optimizer.keywords.items() if name not in overruled}
+        changed = replace(changed, optimizer=replace(recipe.optimizer, keywords=own))
+    return changed
+
+
+def _check_against_parts(recipe: Recipe, changes: Mapping[str, Any]) -> None:
+    """Refuse settings that a part of the recipe has decided already."""
+    size = getattr(recipe.train, "batch_size", None)
+    if "batch_size" in changes and size is not None:
+        raise RecipeError(
+            f"batch_size={changes['batch_size']!r} was asked for, and the DataLoader of train makes batches of "
+            f"{size}: pass the dataset itself to add_data, or a loader with that size."
+        )
+    if changes.get("lr") is not None and recipe.scheduler is not None and recipe.scheduler.takes("max_lr"):
+        name = recipe.scheduler.name
+        raise RecipeError(
+            f"lr={changes['lr']!r} was asked for, and {name} sets the rate itself: use "
+            f"set_scheduler({name}, max_lr={changes['lr']!r}), or set_scheduler(None) for none."
+        )

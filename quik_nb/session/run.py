@@ -64,8 +64,9 @@ class Run:
     Attributes:
         state: "running", "paused", "finished", "stopped" or "failed".
         error: the exception that a failed run ended with, else None.
-        leaves_kernel_free: whether it runs in the background, so that other cells and its buttons work.
-        told: whether the user knows how it ended: False for a background run, until someone asks.
+        record: rows, annotations and live losses so far, as views draw them.
+        in_background: whether it leaves the kernel free, so that other cells and its buttons work.
+        failure_reported: whether the user knows how it ended: False for a background run, until someone asks.
     """
 
     def __init__(
@@ -77,26 +78,34 @@ class Run:
     ) -> None:
         self._running: Running | None = running
         """until it is over: model, optimizer and data hang on it"""
-        self._commands, self._history = running.commands, history
-        self._settle, self._listen = settle, listen
+        self.record = history
+        self._commands = running.commands
+        self._settle = settle
+        self._listen = listen
         self._views: list[tuple[View, contextvars.Context]] = []
         """each with the context it came from, by which a kernel knows under which cell its output belongs"""
         self._start: RunStart | None = None
         self._done = threading.Event()
         self._drawing = threading.RLock()
         """held while the views are told something: the training's thread does it, and a cell that pauses or attaches"""
-        self.leaves_kernel_free = False
+        self.in_background = False
         self.state = "stopped"  # until it begins: an interrupt before that leaves nothing under way
         self.error: BaseException | None = None
-        self.told = True
+        self.failure_reported = True
         self._cell = cell_number()
-        self._ending = self._ended = False
+        self._ending = False
+        self._ended = False
         self._end: RunEnd | RunFailed | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is under way: running or paused."""
+        return self.state in ("running", "paused")
 
     @property
     def history(self) -> "pd.DataFrame":
         """The rows so far: epoch, train_loss, valid_loss, metrics, lr, time (seconds)."""
-        return self._history.frame()
+        return self.record.frame()
 
     # ------------------------------------------------------------------ commands
 
@@ -147,7 +156,7 @@ class Run:
         """
         self._done.wait(timeout)
         if self.error is not None:
-            self.told = True
+            self.failure_reported = True
             raise self.error
         return self
 
@@ -179,12 +188,6 @@ class Run:
 
     # ------------------------------------------------------------------ the loop
 
-    def discard(self) -> None:
-        """Let go of a run that never began."""
-        if self._running is not None:
-            with self._running:
-                self._running = None
-
     def foreground(self, interrupts: Interrupts) -> None:
         """Consume the run here. The first interrupt stops it at a step boundary, a second one at once."""
         __tracebackhide__ = True
@@ -203,7 +206,8 @@ class Run:
 
     def background(self) -> None:
         """Consume the run in a thread; returns at once."""
-        self.leaves_kernel_free, self.told = True, False
+        self.in_background = True
+        self.failure_reported = False
         self.state = "running"
         here = contextvars.copy_context()
         threading.Thread(target=here.run, args=(self._consume,), name="quik_nb run", daemon=True).start()
@@ -239,7 +243,7 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         """Keep the first error; one that comes on top of it is noted there."""
         if self.error is not None:
-            self.error.add_note(f"quik_nb: on top of it the state did not come home whole: {error!r}")
+            self.error.add_note(f"quik_nb: in addition, the final state could not be retrieved: {error!r}")
             return
         self.error = error
         if not isinstance(error, KeyboardInterrupt):
@@ -248,8 +252,12 @@ class Run:
 
     def _bring_home(self, running: Running) -> None:
         for event in running.undelivered:
-            self._history.record(event)
-        self._settle(running.snapshot())
+            self.record.record(event)
+        outcome = None
+        try:
+            outcome = running.snapshot()
+        finally:
+            self._settle(outcome)
 
     def _close_views(self) -> None:
         with self._drawing:
@@ -264,8 +272,8 @@ class Run:
             raise KeyboardInterrupt
 
     def _take(self, event: Event) -> None:
-        is_new = isinstance(event, Notice) and event.cause not in self._history.notices
-        self._history.record(event)
+        is_new = isinstance(event, Notice) and event.cause not in self.record.notices
+        self.record.record(event)
         match event:
             case Notice() if is_new:
                 warnings.warn(event.text, QuikWarning, stacklevel=2)
@@ -301,4 +309,4 @@ class Run:
             print(repr(self))
 
     def __repr__(self) -> str:
-        return f"Run({self.state}: {self._history!r})"
+        return f"Run({self.state}: {self.record!r})"

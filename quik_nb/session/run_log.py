@@ -1,6 +1,6 @@
 """The runs of a session: a record for each call of train(), with the settings changed since the one before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,44 @@ class RunRecord:
         self.ended, self.run = self.state, None
 
 
+class RunLog:
+    """The runs of a session, the oldest first."""
+
+    def __init__(self) -> None:
+        self.records: list[RunRecord] = []
+
+    def add(self, recipe: Recipe, first: int, run: Run) -> None:
+        """Note a run that was started.
+
+        Args:
+            recipe: what it trains by.
+            first: the epoch it begins with.
+            run: its handle.
+        """
+        words = described(recipe)
+        before = self.records[-1].settings if self.records else None
+        for record in self.records:
+            record.let_go()
+        self.records.append(RunRecord(words, first, run.record, run, difference(before, words)))
+
+    def settle(self) -> None:
+        """Keep the rows of the latest run, which is over."""
+        self.records[-1].settle()
+
+    def table(self) -> "pd.DataFrame":
+        """One line for each run: epochs, the best loss and where, seconds, state, and what was changed."""
+        return _table(self.records)
+
+    def histories(self) -> dict[str, History]:
+        """The rows of each run that has some, by its number and what was changed for it."""
+        named = {}
+        for number, record in enumerate(self.records):
+            unchanged = "as before" if number else "first"
+            if record.own:
+                named[f"{number}: {record.changed or unchanged}"] = History(record.own)
+        return named
+
+
 def described(recipe: Recipe) -> dict[str, str]:
     """The parts of a recipe in words, and its settings without those of the screen and the files, by name."""
     parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion, "optimizer": recipe.optimizer}
@@ -81,7 +119,7 @@ def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
     return ", ".join([*changed, *(f"no {name}" for name in before if name not in now)])
 
 
-def table(records: list[RunRecord]) -> "pd.DataFrame":
+def _table(records: Sequence[RunRecord]) -> "pd.DataFrame":
     """One line for each run: epochs, the best loss and where, seconds, state, and what was changed."""
     import pandas as pd
 

@@ -1,41 +1,56 @@
 """The chainable face: a session is put together by steps, trained, and asked for what came of it.
 
-The steps are in `steps`, the trainings in `runs`; here is what is asked afterwards, and the files.
+Each method is a line or two: `recipe_builder` makes recipes from recipes, `training_runs` runs them, `storage` reads
+and writes, `analysis` and `export` answer what is asked afterwards.
 """
 
 import inspect
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from quik_nb.analysis.lr_finder import RateTest
 from quik_nb.analysis.range_test import range_test
 from quik_nb.analysis.report import Report, report
 from quik_nb.errors import CheckpointError, RecipeError, suggest
+from quik_nb.events import Annotation
 from quik_nb.export.script import as_code, write_script
-from quik_nb.history import History
+from quik_nb.launch.forkserver import warm_up
 from quik_nb.launch.placement import Machine, Request, place
 from quik_nb.recipe.cli_options import settings_from
 from quik_nb.recipe.data import SPLITS, Source, as_source
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe
-from quik_nb.recipe.settings import Settings, settings_doc
+from quik_nb.recipe.settings import Settings, setting_names, settings_doc
 from quik_nb.recipe.validate import check
+from quik_nb.session.recipe_builder import (
+    ModelFactory,
+    build_model,
+    call_factory,
+    files_of,
+    with_criterion,
+    with_data,
+    with_metrics,
+    with_optimizer,
+    with_scheduler,
+    with_step,
+)
+from quik_nb.session.run import Run
 from quik_nb.session.summary import summary_html, summary_text
-from quik_nb.session.training_runs import Runs
+from quik_nb.session.training_runs import Call, TrainingRuns, checked_loop
 from quik_nb.storage.files import load_into, read_weights
-from quik_nb.storage.run_folder import latest_folder, read_session
-from quik_nb.storage.run_state import State
-from quik_nb.storage.session_file import export, write_session
-from quik_nb.storage.session_file import read_session as read_archive
+from quik_nb.storage.run_folder import latest_folder, read_run, saved_weights, weights_file
+from quik_nb.storage.session_file import export, read_session, write_session
+from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.evaluate import evaluate, predict
 
 
-class QuikSession(Runs):
+class QuikSession:
     """A training, put together step by step; the steps can come in any order, and a step done again replaces its part.
 
     Args:
@@ -59,6 +74,13 @@ class QuikSession(Runs):
     ['epoch', 'train_loss', 'valid_loss', 'lr', 'time']
     """
 
+    def __init__(self, **settings: Any) -> None:
+        self._recipe = Recipe(Settings().changed(settings))
+        self._model_factory: ModelFactory | None = None
+        self._runs = TrainingRuns()
+        if Machine.detect().gpus > 1 or self.settings.processes not in ("auto", 1):
+            warm_up()  # workers are likely, and a server that is ready saves their first start two seconds
+
     @classmethod
     def from_args(cls, namespace: Namespace) -> Self:
         """A session with the settings that were given on a command line, as `arguments.add_arguments` reads them.
@@ -68,17 +90,255 @@ class QuikSession(Runs):
         """
         return cls(**settings_from(namespace))
 
-    def reset(self) -> Self:
-        """Start anew: the weights of before the first epoch, an empty history, a new run folder. Files stay."""
-        self._before_change("reset")
-        original = self._state.original
-        if original is not None and self._maker is not None:
-            self._recipe = replace(self._recipe, model=self._make(self._maker))
-        if original is not None:
-            # a maker alone does not give them where weights were loaded; layers may have been changed by hand since
-            load_into(self.model, original, "What the model was before its first epoch")
-        self._state = State()
+    @property
+    def settings(self) -> Settings:
+        """The settings of the session."""
+        return self._recipe.settings
+
+    # ------------------------------------------------------------------ what to train
+
+    def add_data(self, train: Any = None, valid: Any = None, test: Any = None, *, target: str | None = None) -> Self:
+        """Set the samples to train on, and those to validate and test on.
+
+        Args:
+            train: a tuple of tensors or arrays (the last one is the target), a dict of tensors, a `TensorDataset`, a
+                `Dataset` or `IterableDataset`, a `DataLoader`, or a DataFrame with `target`. None takes the saved
+                tensors of the `data_date`, `data/train_tensor_20210101.pt` and so on.
+            valid: the same, or a share such as 0.2 or a number of samples, cut from `train` by the seed.
+            test: likewise.
+            target: the name of the target column of a DataFrame.
+
+        Raises:
+            RecipeError: the data cannot be used; the message says what to type instead.
+        """
+        splits = {"train": train, "valid": valid, "test": test}
+        return self._changed("add_data", lambda recipe: with_data(recipe, splits, target))
+
+    def add_model(
+        self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None
+    ) -> Self:
+        """Set the model; a training that was under way with another model ends, and a new one starts.
+
+        The same module again, as in a cell that is run again, changes nothing; `reset()` starts again with it.
+
+        Args:
+            model: a module, which is trained in place, or a function or class that makes one (under the seed).
+            state_dict: weights to start from, as a mapping or as the path of a file.
+
+        Raises:
+            RecipeError: `model` is neither.
+            CheckpointError: `state_dict` does not fit.
+        """
+        self._before_change("add_model")
+        if model is self._recipe.model and state_dict is None:
+            return self
+        module = build_model(model, self.settings.seed, state_dict)
+        self._model_factory = None if isinstance(model, nn.Module) else model
+        self._runs.state = TrainingState()
+        return self._changed("add_model", lambda recipe: replace(recipe, model=module))
+
+    def set_criterion(self, criterion: Any, **keywords: Any) -> Self:
+        """Set the loss.
+
+        Args:
+            criterion: a class, such as `nn.CrossEntropyLoss`; a function of (outputs, target) that gives the mean over
+                the samples; or an instance. With `reduction="sum"` the history shows the mean all the same.
+            keywords: of the class or function.
+        """
+        return self._changed("set_criterion", lambda recipe: with_criterion(recipe, criterion, keywords))
+
+    def set_optimizer(
+        self,
+        optimizer: type[torch.optim.Optimizer],
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        **keywords: Any,
+    ) -> Self:
+        """Set the optimizer's class; it gets those of the session's lr, weight_decay, betas, eps that it takes.
+
+        Args:
+            optimizer: a class such as `torch.optim.AdamW`.
+            groups: keywords for some of the parameters, by their names: `{"head": {"lr": 1e-3}, "*.bias": {...}}`.
+            keywords: of its own; they win over the session's settings.
+        """
+        return self._changed("set_optimizer", lambda recipe: with_optimizer(recipe, optimizer, groups, keywords))
+
+    def set_scheduler(self, scheduler: Callable[..., Any] | None, per: str | None = None, **keywords: Any) -> Self:
+        """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.
+
+        Args:
+            scheduler: a class of `torch.optim.lr_scheduler`, or a function of (optimizer, ...); None for none.
+            per: "batch" or "epoch"; None for what the scheduler is meant for.
+            keywords: of its own.
+        """
+        return self._changed("set_scheduler", lambda recipe: with_scheduler(recipe, scheduler, per, keywords))
+
+    def set_metrics(self, *, train: bool = False, **named: Any) -> Self:
+        """Set the metrics, by the name of their column in the history.
+
+        Args:
+            train: measure them on the training batches as well, in columns named `train_...`.
+            named: functions of (outputs, targets), which see the whole split at once, or torchmetrics metrics.
+        """
+        return self._changed("set_metrics", lambda recipe: with_metrics(recipe, train, named))
+
+    def set_step(self, step: Callable[..., Any] | None) -> Self:
+        """Replace what is done with a batch.
+
+        Args:
+            step: `step(model, criterion, batch)` that returns the loss, or (loss, outputs) where there are metrics;
+                None for the default: `*inputs, target = batch` for tuples, `model(**batch).loss` for dicts.
+        """
+        return self._changed("set_step", lambda recipe: with_step(recipe, step))
+
+    def _changed(self, what: str, change: Callable[[Recipe], Recipe]) -> Self:
+        """The session after a step, unless a run is under way."""
+        self._before_change(what)
+        self._recipe = change(self._recipe)
         return self
+
+    def _before_change(self, what: str) -> None:
+        self._runs.refuse_while_active(what)
+        self._runs.report_failure()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in setting_names():
+            raise RecipeError(
+                f"session.{name} = {value!r} would change nothing: use session.train({name}={value!r}) for one call, "
+                f"or QuikSession({name}={value!r}) for all of them."
+            )
+        super().__setattr__(name, value)
+
+    # ------------------------------------------------------------------ training
+
+    def train(
+        self,
+        epochs: int | None = None,
+        processes: int | str | None = None,
+        background: bool = False,
+        **changes: Any,
+    ) -> Run:
+        """Train; a second call goes on where the last one ended.
+
+        Args:
+            epochs: passes over the training split; None for the session's.
+            processes: ranks of DistributedDataParallel; None for the session's.
+            background: return at once and train on in workers, with buttons in the view. Where cells are run without a
+                front end (nbclient, papermill) the cell waits, so that no run is lost.
+            changes: settings for this call only, such as `lr=3e-4`.
+
+        Raises:
+            RecipeError: something is missing or does not fit; all of it is in the message.
+            PlacementError: the machine does not have what was asked for.
+            DivergenceError: the loss became NaN or infinite.
+            KeyboardInterrupt: the kernel was interrupted; rows, weights and state are kept.
+        """
+        __tracebackhide__ = True
+        self._before_change("train")
+        return self._runs.start(self._recipe, Call({"epochs": epochs, "processes": processes, **changes}, background))
+
+    def traverse(
+        self,
+        loop: Callable[[Any], Any],
+        epochs: int | None = None,
+        processes: int | str | None = None,
+        background: bool = False,
+        **changes: Any,
+    ) -> Run:
+        """Run a loop of your own on every rank, with the pieces of this session and its view, files and stops.
+
+        Args:
+            loop: `loop(session)`, called with a `quik_nb.Loop`: `iter_epochs()`, `loader("train")`, `autocast()`,
+                `backward(loss)`, `metrics.add_loss(loss)`, `validate()`, `end_epoch()`, `model`, `criterion`, `world`.
+            epochs: that `iter_epochs()` goes through; None for the session's.
+            processes: ranks of DistributedDataParallel; None for the session's.
+            background: as in `train`.
+            changes: settings for this call only.
+
+        Raises:
+            RecipeError: something is missing or does not fit; all of it is in the message.
+        """
+        __tracebackhide__ = True
+        self._before_change("traverse")
+        given = {"epochs": epochs, "processes": processes, **changes}
+        return self._runs.start(self._recipe, Call(given, background, checked_loop(loop)))
+
+    def on(self, event: str, function: Callable[[Any], None]) -> Self:
+        """Have a function called with each event of a kind; raising `StopTraining` in it ends the run.
+
+        A cell that is run again replaces its function; `off` removes some or all of them.
+
+        Args:
+            event: "run_start", "step_end" (some a second, not each step), "epoch_end" or "run_end".
+            function: gets the plain record, such as `EpochEnd(row=Row(epoch=3, train_loss=...), best=True)`.
+        """
+        self._runs.listeners.add(event, function)
+        return self
+
+    def off(self, event: str | None = None) -> Self:
+        """Have no function called any more.
+
+        Args:
+            event: with events of this kind; None for all kinds.
+        """
+        self._runs.listeners.remove(event)
+        return self
+
+    def reset(self) -> Self:
+        """Start again: the weights before the first epoch, an empty history, a new run folder. Files stay."""
+        self._before_change("reset")
+        initial = self._runs.state.initial_weights
+        if initial is not None and self._model_factory is not None:
+            model = call_factory(self._model_factory, self.settings.seed)
+            self._recipe = replace(self._recipe, model=model)
+        if initial is not None:
+            # a factory alone does not give them where weights were loaded; layers may have been changed by hand since
+            load_into(self.model, initial, "What the model was before its first epoch")
+        self._runs.state = TrainingState()
+        return self
+
+    # ------------------------------------------------------------------ how it stands
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the weights of the history's last row: a plain module, also while workers train on."""
+        if self._recipe.model is None:
+            raise RecipeError("There is no model yet: .add_model(Net()).")
+        self._runs.load_latest(self._recipe.model)
+        return self._recipe.model
+
+    @property
+    def history(self) -> Any:
+        """A pandas DataFrame: epoch (from 0), train_loss, valid_loss, the metrics, lr, time (seconds)."""
+        return self._runs.history.frame()
+
+    @property
+    def annotations(self) -> list[Annotation]:
+        """What was done to the training on its way, such as `lr 0.0003`: the marks of the curve, by epoch."""
+        return list(self._runs.history.annotations)
+
+    @property
+    def saved_epochs(self) -> list[int]:
+        """The epochs whose weights `load_epoch` can load."""
+        return list(saved_weights(self._runs.state))
+
+    @property
+    def run(self) -> Run | None:
+        """The latest run, or None."""
+        return self._runs.latest
+
+    @property
+    def runs(self) -> Any:
+        """A DataFrame of what was tried: a line for each call of train(), with the settings changed since the last."""
+        return self._runs.log.table()
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the training's history and checkpoint, or None where nothing was saved yet."""
+        return self._runs.folder
+
+    def show(self) -> None:
+        """Draw the live view again, with the whole history; it follows a run that is under way."""
+        self._runs.show(self.settings.view, self.settings.name)
 
     # ------------------------------------------------------------------ what came of it
 
@@ -90,18 +350,17 @@ class QuikSession(Runs):
         """
         from quik_nb.views.matplotlib_figure import figure
 
-        return figure(self._state.history, log=log)
+        return figure(self._runs.history, log=log)
 
     def compare(self, log: bool = False) -> Any:
-        """The curves of all attempts in one matplotlib Figure, named by what was changed.
+        """The curves of all runs in one matplotlib Figure, named by what was changed.
 
         Args:
             log: draw the loss on a logarithmic scale.
         """
         from quik_nb.views.compare import overlay
 
-        rows = {f"{n}: {a.changed or ('as before' if n else 'first')}": a.own for n, a in enumerate(self._attempts)}
-        return overlay({name: History(values) for name, values in rows.items() if values}, log=log)
+        return overlay(self._runs.log.histories(), log=log)
 
     def predict(self, data: Any) -> Any:
         """The model's outputs for all samples, in order, on the CPU.
@@ -175,7 +434,7 @@ class QuikSession(Runs):
         calls = [call for part, call in self._recipe.missing_steps().items() if part in parts]
         if calls:
             raise RecipeError(f"{what} needs more; still to type: " + ", ".join(f".{call}" for call in calls))
-        self._tell_failure()
+        self._runs.report_failure()
         return replace(self._recipe, model=self.model)
 
     @property
@@ -209,14 +468,16 @@ class QuikSession(Runs):
         """
         recipe = self._checked("as_code", "train", "model", "criterion", "optimizer")
         check(recipe)
-        original = self._state.original or recipe.model.state_dict()  # type: ignore[union-attr]
-        made = None if self._maker is None else self._make(self._maker).state_dict()
-        seeded = made is not None and all(torch.equal(made[key].cpu(), original[key].cpu()) for key in original)
-        file = self._files.weights("orig")
-        at_hand = folder is not None or not file.exists() or same(read_weights(file), original)
-        text = as_code(recipe, self._maker, seeded, beside=folder is not None, at_hand=at_hand)
+        factory, initial = self._model_factory, self._runs.state.initial_weights
+        if initial is None:
+            initial = self.model.state_dict()
+        fresh = None if factory is None else call_factory(factory, self.settings.seed).state_dict()
+        seeded = fresh is not None and all(torch.equal(fresh[key].cpu(), initial[key].cpu()) for key in initial)
+        file = files_of(self._recipe).weights("orig")
+        at_hand = folder is not None or not file.exists() or same(read_weights(file), initial)
+        text = as_code(recipe, factory, seeded, beside=folder is not None, at_hand=at_hand)
         if folder is not None:
-            write_script(text, recipe, original, Path(folder))
+            write_script(text, recipe, initial, Path(folder))
         return text
 
     # ------------------------------------------------------------------ files
@@ -229,9 +490,9 @@ class QuikSession(Runs):
                 is then left as it was.
         """
         self._before_change("load_epoch")
-        path = self._state.weights_file(epoch, self._files)
+        path = weights_file(self._runs.state, epoch, files_of(self._recipe))
         load_into(self.model, read_weights(path), path.name)
-        self._state.held = epoch
+        self._runs.state = replace(self._runs.state, loaded_epoch=epoch)
         return self
 
     def load_best(self) -> Self:
@@ -240,9 +501,10 @@ class QuikSession(Runs):
         Raises:
             CheckpointError: as `load_epoch`, or nothing was trained yet.
         """
-        best = self._state.history.best
+        history = self._runs.history
+        best = history.best
         if best is None:
-            why = "no epoch has a loss that can be compared" if self._state.history.rows else "nothing was trained"
+            why = "no epoch has a loss that can be compared" if history.rows else "nothing was trained"
             raise CheckpointError(f"There is no best epoch yet, as {why}: session.train() first.")
         return self.load_epoch(best.epoch)
 
@@ -260,10 +522,10 @@ class QuikSession(Runs):
             CheckpointError: the folder has no checkpoint that can be gone on from.
         """
         where = latest_folder(Path(base_dir)) if folder is None else Path(folder)
-        saved = read_session(where)
+        saved = read_run(where)
         session = cls()
-        session._recipe = saved.recipe
-        session._state = State(saved.history, saved.progress, saved.trained, saved.original, folder=where)
+        session._recipe = saved.state.trained_by or session._recipe
+        session._runs.state = saved.state
         load_into(session.model, saved.weights, str(where))
         return session
 
@@ -279,7 +541,7 @@ class QuikSession(Runs):
             CheckpointError: a part cannot be written, such as an open file in a dataset; the message names it.
         """
         self._before_change("save")
-        write_session(self._recipe, self._state, self._maker, Path(path))
+        write_session(self._recipe, self._runs.state, self._model_factory, Path(path))
         return Path(path)
 
     @classmethod
@@ -292,7 +554,7 @@ class QuikSession(Runs):
             CheckpointError: there is no such file, it is damaged, or it holds something else.
         """
         session = cls()
-        session._recipe, session._state, session._maker = read_archive(Path(path))
+        session._recipe, session._runs.state, session._model_factory = read_session(Path(path))
         return session
 
     def export(self, path: str | Path) -> Path:
@@ -310,10 +572,10 @@ class QuikSession(Runs):
     # ------------------------------------------------------------------ how it shows
 
     def __repr__(self) -> str:
-        return summary_text(self._recipe, self._state.history, self._state.held)
+        return summary_text(self._recipe, self._runs.history, self._runs.state.loaded_epoch)
 
     def _repr_html_(self) -> str:
-        return summary_html(self._recipe, self._state.history, self._state.held)
+        return summary_html(self._recipe, self._runs.history, self._runs.state.loaded_epoch)
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") or name.startswith("__")]

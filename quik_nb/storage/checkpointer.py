@@ -1,26 +1,32 @@
-"""What rank 0 writes while it trains: weights of each epoch, the history, and the checkpoint to go on from."""
+"""What rank 0 writes while it trains: weights of each epoch, the history, and the checkpoint to go on from.
 
+Nothing stands in the run folder before the run's first row: what is written earlier waits in `starting/`, and takes its
+name with that row or with the first checkpoint. A run that ends without a row is therefore undone by removing that.
+"""
+
+import os
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from quik_nb.errors import CheckpointError
 from quik_nb.events import Annotation, Row
 from quik_nb.history import History, score
 from quik_nb.storage import pickling
-from quik_nb.storage.files import Files, is_shared, link_or_copy, read, weights_in, write
+from quik_nb.storage.files import Files, is_shared, link_or_copy, read, replacing, weights_in, write
 from quik_nb.training.progress import Progress, Snapshot
-
-Weights = dict[str, Any]
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
+STARTING = "starting"
+"""The part of a run folder where files wait for the first row of a run."""
+INITIAL_WEIGHTS = "initial_weights.pt"
 
-BEHIND_SECONDS = 0.25
-"""How long the files of an epoch may wait for those of the next: several written in a row cost half as much each."""
-BEHIND_BYTES = 2**22
-"""Weights that may wait at most, so that no memory is held for large ones, which train for longer anyway."""
 CHECKPOINT_SHARE = 0.01
 """Part of the time that whole-state checkpoints may take in process; weights are saved at every epoch all the same."""
 CHECKPOINT_AFTER = 1.0
@@ -28,7 +34,7 @@ CHECKPOINT_AFTER = 1.0
 
 
 @dataclass
-class Saver:
+class Checkpointer:
     """Given the state at each epoch's end and at a stop, before the row is shown.
 
     Picklable, so that it works on rank 0 of workers as well.
@@ -40,112 +46,130 @@ class Saver:
     """the names by date, under which the weights of each epoch stand too; None for the checkpoint alone"""
     keep: int | str | None = None
     """number of newest epochs whose weights stay, beside the best; "best:3" for the best three; None for all"""
-    at_once: bool = False
-    """write the files of an epoch before its row is shown, however short it is: someone may look for them then"""
-    every_epoch: bool = False
-    """write the checkpoint, too, at every epoch, whatever it costs: workers bring their state home by it"""
-    written: list[int] = field(default_factory=list)
-    """epochs whose weights are there, the oldest first"""
+    each_row: bool = False
+    """write a checkpoint at every row, whatever it costs: workers bring their state home by it"""
     scores: dict[int, float] = field(default_factory=dict)
-    """by epoch: what it is judged by, lower is better"""
-    _waiting: list[tuple[Row, Weights]] = field(default_factory=list)
-    _lines: str = ""
-    """of the history, that wait as well"""
-    _files_due: float = 0.0
+    """epochs whose weights are there, the oldest first, with the loss that ranks them: lower is better"""
+    history_before: str = ""
+    """what history.jsonl is to hold before the first row of this run"""
+    prepared: tuple[str, ...] = ()
+    """files that the first checkpoint of this run needs beside it; they wait in `starting/`, or could not be written"""
+    _begun: bool = False
+    """whether this run has a row in the history"""
+    _row_of_checkpoint: Row | None = None
     _checkpoint_due: float = 0.0
-    _last: Snapshot | None = None
-    """what the checkpoint holds"""
 
     def begin(self, snapshot: Snapshot) -> None:
-        """Before the first step: the folder, and the weights that a new training starts from."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Before the first step: the weights that a new training starts from, to be had with the first row."""
+        self._checkpoint_due = time.monotonic() + CHECKPOINT_AFTER
         if self.files is not None and snapshot.progress.epoch == 0 and snapshot.progress.step == 0:
-            write(snapshot.weights, self.files.weights("orig"))
-        now = time.monotonic()
-        self._files_due, self._checkpoint_due = now + BEHIND_SECONDS, now + CHECKPOINT_AFTER
+            write(snapshot.weights, self.folder / STARTING / INITIAL_WEIGHTS)
 
-    def __call__(self, snapshot: Snapshot, annotations: list[Annotation]) -> None:
-        """Write the files of a row, now or soon.
+    def __call__(self, snapshot: Snapshot, annotations: Sequence[Annotation]) -> None:
+        """Write the files of a row.
 
         Args:
-            snapshot: the state at its end, which must not change while it waits.
+            snapshot: the state at its end; nothing of it is held on to.
             annotations: of what was done to the run since the last row.
         """
         row = snapshot.row
         assert row is not None  # this is called at the end of a row
-        if self.files is not None:
-            if row.fraction == 1.0:
-                self._waiting.append((row, snapshot.weights))
-            self._lines += History([row], annotations).to_jsonl()
-        now = time.monotonic()
-        whole_state = row.fraction < 1.0 or self.every_epoch or now >= self._checkpoint_due
-        if whole_state or self.at_once or now >= self._files_due or self._waiting_bytes() > BEHIND_BYTES:
-            self.flush()
-        if whole_state:
-            self._checkpoint(snapshot)
+        if self.files is not None and row.fraction == 1.0:
+            self._write_weights(row, snapshot.weights, self.files)
 
-    def flush(self) -> None:
-        """Write what waits; what cannot be written goes on waiting."""
-        while self._waiting:
-            row, weights = self._waiting[0]
-            self._write_weights(row, weights)
-            del self._waiting[0]
-        if self._lines:
-            with (self.folder / HISTORY).open("a") as file:
-                file.write(self._lines)
-            self._lines = ""
-        self._files_due = time.monotonic() + BEHIND_SECONDS
+        # after the weights, which it promises, and before the history, which tells of a state that is safe
+        if row.fraction < 1.0 or self.each_row or time.monotonic() >= self._checkpoint_due:
+            self._write_checkpoint(snapshot)
+
+        if self.files is not None:
+            self._write_history(row, annotations, self.files)
+            for epoch in surplus(self.scores, self.keep):
+                self._remove_weights(epoch, self.files)
 
     def close(self, last: Snapshot) -> None:
-        """Write what waits, and the whole state of the last row."""
-        self.flush()
-        if last is not self._last:
-            self._checkpoint(last)
+        """Write the whole state of the last row, where there is one and it is not written yet."""
+        if last.row is not None and last.row is not self._row_of_checkpoint:
+            self._write_checkpoint(last)
 
-    def _waiting_bytes(self) -> int:
-        return sum(w.nbytes for _, weights in self._waiting for w in weights.values() if hasattr(w, "nbytes"))
-
-    def _write_weights(self, row: Row, weights: Weights) -> None:
-        assert self.files is not None  # else nothing waits
+    def _write_weights(self, row: Row, weights: dict[str, Any], files: Files) -> None:
         path = weights_in(self.folder, row.epoch)
         write(weights, path)
-        link_or_copy(path, self.files.weights(row.epoch))
-        if row.epoch not in self.written:
-            self.written.append(row.epoch)
+        link_or_copy(path, files.weights(row.epoch))
         self.scores[row.epoch] = score(row)
-        for old in self._surplus():
-            self._remove(old, self.files)
 
-    def _remove(self, epoch: int, files: Files) -> None:
+    def _write_history(self, row: Row, annotations: Sequence[Annotation], files: Files) -> None:
+        lines = History([row], annotations).to_jsonl()
+        if self._begun:
+            with (self.folder / HISTORY).open("a") as file:
+                file.write(lines)
+            return
+
+        # whole, as runs that saved nothing, or that could not, have left gaps
+        with replacing(self.folder / HISTORY) as part:
+            part.write_text(self.history_before + lines)
+        initial = self.folder / STARTING / INITIAL_WEIGHTS
+        if initial.exists():
+            os.replace(initial, files.weights("orig"))
+        self._remove_starting()
+        self._begun = True
+
+    def _remove_weights(self, epoch: int, files: Files) -> None:
         path = weights_in(self.folder, epoch)
         for name in files.folder.glob(Files(files.base_dir, "*").weights(epoch).name):  # calls may be of several dates
             if is_shared(path, name):  # else it is another training's by now
                 name.unlink()
         path.unlink(missing_ok=True)
-        self.written.remove(epoch)
+        del self.scores[epoch]
 
-    def _surplus(self) -> list[int]:
-        """The epochs whose weights are to go."""
-        ranked = sorted(self.written, key=lambda epoch: self.scores[epoch])
-        if self.keep is None:
-            return []
-        if isinstance(self.keep, int):
-            return [epoch for epoch in self.written[: -self.keep] if epoch != ranked[0]]
-        return ranked[int(self.keep.removeprefix("best:")) :]
-
-    def _checkpoint(self, kept: Snapshot) -> None:
+    def _write_checkpoint(self, snapshot: Snapshot) -> None:
         """Write the whole state, and decide when the next may be due."""
         start = time.monotonic()
-        write_checkpoint(self.folder, kept)
+        with replacing(self.folder / CHECKPOINT) as part:
+            torch.save(_plain(snapshot), part, pickle_module=pickling)
+            self._place_prepared()  # last, so that a recipe and its checkpoint take their names together
+        self._row_of_checkpoint = snapshot.row
         now = time.monotonic()
-        self._last, self._checkpoint_due = kept, now + (now - start) / CHECKPOINT_SHARE
+        self._checkpoint_due = now + (now - start) / CHECKPOINT_SHARE
+
+    def _place_prepared(self) -> None:
+        for name in self.prepared:
+            waiting = self.folder / STARTING / name
+            if waiting.exists():
+                os.replace(waiting, self.folder / name)
+            else:  # it could not be written, and the one that is there is of another recipe
+                (self.folder / name).unlink(missing_ok=True)
+        self.prepared = ()
+        self._remove_starting()
+
+    def _remove_starting(self) -> None:
+        with suppress(OSError):  # something waits there still
+            (self.folder / STARTING).rmdir()
 
 
-def write_checkpoint(folder: Path, kept: Snapshot) -> None:
-    """Write weights, progress and the last row as one file that a training can go on from."""
-    progress = {name: getattr(kept.progress, name) for name in Progress.__dataclass_fields__}
-    state = {"model": kept.weights, "progress": progress, "row": kept.row and asdict(kept.row)}
-    write(state, folder / CHECKPOINT, pickle_module=pickling)
+def surplus(scores: dict[int, float], keep: int | str | None) -> list[int]:
+    """The epochs whose weights are to go.
+
+    Args:
+        scores: by epoch, the oldest first; lower is better.
+        keep: as the setting.
+
+    >>> surplus({0: 0.1, 1: 0.3, 2: 0.2}, keep=1)
+    [1]
+    >>> surplus({0: 0.1, 1: 0.3, 2: 0.2}, keep="best:1")
+    [2, 1]
+    """
+    if keep is None:
+        return []
+    ranked = sorted(scores, key=lambda epoch: scores[epoch])
+    if isinstance(keep, int):
+        return [epoch for epoch in list(scores)[:-keep] if epoch != ranked[0]]
+    return ranked[int(keep.removeprefix("best:")) :]
+
+
+def _plain(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot as built-in values and tensors."""
+    progress = {name: getattr(snapshot.progress, name) for name in Progress.__dataclass_fields__}
+    return {"model": snapshot.weights, "progress": progress, "row": snapshot.row and asdict(snapshot.row)}
 
 
 def read_checkpoint(folder: Path) -> Snapshot:
@@ -159,12 +183,3 @@ def read_checkpoint(folder: Path) -> Snapshot:
         return Snapshot(state["model"], Progress(**state["progress"]), state["row"] and Row(**state["row"]))
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / CHECKPOINT} is no checkpoint of this version of quik_nb: {error}.") from error
-
-
-def stamp(folder: Path) -> tuple[int, int] | None:
-    """What tells whether the checkpoint of a folder is still the one that it was; None where there is none."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return None
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

@@ -68,7 +68,15 @@ def link_or_copy(path: Path, name: Path) -> None:
 
 def is_shared(path: Path, name: Path) -> bool:
     """Whether a name is still that of this file, or of its copy."""
-    return path.exists() and name.exists() and _stamp(path) == _stamp(name)
+    return path.exists() and stamp(path) == stamp(name)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file, which tell whether it is still the one that it was; None where there is none."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -88,11 +96,6 @@ def write(value: Any, path: Path, **how: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         torch.save(value, part, **how)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

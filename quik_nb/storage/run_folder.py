@@ -1,10 +1,14 @@
-"""A run folder made to go on from: what is written there beside history and checkpoint, and how it is read again.
+"""A run folder: made, locked, prepared to be resumed, and read again.
 
 `recipe.pt` holds the recipe without its samples, `samples.pt` the samples where they are small enough to be kept twice.
-Both are written once, when a training begins. Reading them runs the code in them: only folders that the user names.
+Both are written when a run begins by another recipe than the one there, and take their names with its first checkpoint.
+Reading them runs the code in them: only folders that the user names.
 """
 
 import io
+import math
+import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,13 +19,14 @@ from typing import Any
 import torch
 
 from quik_nb.errors import CheckpointError
-from quik_nb.history import History
+from quik_nb.history import History, score
 from quik_nb.recipe.data import SPLITS, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.storage import pickling
-from quik_nb.storage.checkpointer import CHECKPOINT, HISTORY, read_checkpoint, stamp
-from quik_nb.storage.files import replacing, write
-from quik_nb.training.progress import Progress
+from quik_nb.storage.checkpointer import CHECKPOINT, HISTORY, STARTING, Checkpointer, read_checkpoint
+from quik_nb.storage.files import Files, replacing, weights_in, write
+from quik_nb.storage.locks import hold
+from quik_nb.training.carry_over import TrainingState
 
 RECIPE, SAMPLES = "recipe.pt", "samples.pt"
 
@@ -29,46 +34,166 @@ SAMPLES_BYTES = 256 * 2**20
 """Samples up to this size are kept in the run folder; larger ones are to be added again after resume."""
 
 
-@dataclass(frozen=True)
-class Saved:
-    """What a run folder holds."""
-
-    recipe: Recipe
-    trained: Recipe
-    """what the weights were trained by, which a call that was killed at once had changed"""
-    weights: dict[str, Any]
-    progress: Progress
-    history: History
-    original: dict[str, Any] | None
-    """the weights of before the first epoch"""
-
-
-def write_recipe(
-    recipe: Recipe, original: dict[str, Any], folder: Path, samples: bool, before: Recipe | None = None
-) -> None:
-    """Write what a new kernel needs to go on; what cannot be written is warned about, and training goes on.
+class RunFolder:
+    """The folder of a training, locked while a run writes there.
 
     Args:
-        recipe: with its samples.
-        original: the weights of before the first epoch.
-        folder: the run folder.
-        samples: whether they are new, so that they are to be written too.
-        before: what was trained by until now, and holds until the first checkpoint of this training.
+        path: of the folder, which is there.
+        made: folders that were made for it, the innermost first; they go with a run that makes no row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    bare, old = (r and replace(r, train=None, valid=None, test=None) for r in (recipe, before))
-    parts = {"recipe": bare, "original": original, "before": old, "until": stamp(folder), "samples": samples}
-    try:
-        if samples:
-            (folder / SAMPLES).unlink(missing_ok=True)  # of other data; whether the new ones can be kept is not sure
-        write(parts, folder / RECIPE, pickle_module=pickling)
-        if samples and size(recipe) <= SAMPLES_BYTES:
-            _write_samples({split: getattr(recipe, split) for split in SPLITS}, folder / SAMPLES)
-    except Exception as error:  # anything may be in a recipe; that it cannot be written must not stop the training
-        warnings.warn(
-            f"This training cannot be resumed in another kernel, since a part of it cannot be written ({error}).",
-            stacklevel=2,
+
+    def __init__(self, path: Path, made: list[Path]) -> None:
+        self.path = path
+        self._made = made
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, path: Path | None, new: Path) -> "RunFolder":
+        """The folder of the training so far, or a new one.
+
+        Args:
+            path: of the folder so far; None where there is none.
+            new: of the new one, which gets a number behind its name where there is one; it is also taken where another
+                session trains in the folder so far, as in a kernel that lives on.
+        """
+        if path is not None:
+            folder = cls(path, _make(path))
+            if folder._locked():
+                shutil.rmtree(path / STARTING, ignore_errors=True)  # of a run that was killed before its first row
+                return folder
+
+        number, candidate = 0, new
+        while True:
+            made = _make(candidate)
+            if candidate in made:  # by us, and not by another session at the same moment
+                folder = cls(candidate, made)
+                folder._locked()
+                return folder
+            number += 1
+            candidate = new.with_name(f"{new.name}_{number}")
+
+    def _locked(self) -> bool:
+        """Lock the folder; False where another session holds it."""
+        try:
+            self._lock = hold(self.path)
+        except OSError:  # without locks there is nobody to ask
+            return True
+        return self._lock is not None
+
+    def checkpointer(self, state: TrainingState, before: Recipe | None) -> Checkpointer:
+        """What writes the files of a run here, after all that a new kernel needs to go on is prepared.
+
+        Args:
+            state: in which the run starts, with this folder.
+            before: the recipe of the run before, if there was one.
+        """
+        assert state.trained_by is not None  # the recipe of the run
+        settings = state.trained_by.settings
+        scores = {row.epoch: score(row) for row in state.history.comparable}
+        written = [epoch for epoch, path in saved_weights(state).items() if path.parent == self.path]
+        return Checkpointer(
+            self.path,
+            Files(Path(settings.base_dir).absolute(), settings.date),
+            keep=settings.keep,
+            scores={epoch: scores.get(epoch, math.inf) for epoch in written},
+            history_before=state.history.to_jsonl(),
+            prepared=self._prepare(state, before),
         )
+
+    def _prepare(self, state: TrainingState, before: Recipe | None) -> tuple[str, ...]:
+        """Write what the first checkpoint needs beside it; the names of those files."""
+        recipe = state.trained_by
+        assert recipe is not None
+        known = before is not None and (self.path / RECIPE).exists()
+        if known and recipe == before:
+            return ()
+
+        samples = not known or any(getattr(before, split) is not getattr(recipe, split) for split in SPLITS)
+        names = (SAMPLES, RECIPE) if samples else (RECIPE,)
+        bare = replace(recipe, train=None, valid=None, test=None)
+        try:
+            write(
+                {"recipe": bare, "original": state.initial_weights},
+                self.path / STARTING / RECIPE,
+                pickle_module=pickling,
+            )
+            if samples and size(recipe) <= SAMPLES_BYTES:
+                _write_samples({split: getattr(recipe, split) for split in SPLITS}, self.path / STARTING / SAMPLES)
+        except Exception as error:  # anything may be in a recipe; that it cannot be written must not stop the training
+            warnings.warn(
+                f"This training cannot be resumed in another kernel, since a part of it cannot be written ({error}).",
+                stacklevel=2,
+            )
+        return names
+
+    def release(self) -> None:
+        """Let others write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def discard(self) -> None:
+        """Remove all that a run brought here which made no row, and let others write."""
+        shutil.rmtree(self.path / STARTING, ignore_errors=True)
+        if self.path in self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):  # another training has files there by now
+                folder.rmdir()
+        self.release()
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and those around it; gives those that were made by this call, the innermost first."""
+    made = []
+    for path in reversed([folder, *folder.parents]):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        made.append(path)
+    return made[::-1]
+
+
+def new_folder(files: Files, clock: str, name: str) -> Path:
+    """Where a new training writes: `data/run_20210101_120000`, with the session's name behind it.
+
+    Args:
+        files: the names by date.
+        clock: the time of day, such as "120000".
+        name: of the session; empty for none.
+    """
+    return files.folder.absolute() / "_".join(filter(None, ["run", files.date, clock, name]))
+
+
+def saved_weights(state: TrainingState) -> dict[int, Path]:
+    """By epoch, the file of its weights: those of whole epochs that are still there."""
+    found = {}
+    for row in state.history:
+        places = [] if state.folder is None else [state.folder]
+        if state.earlier_folder is not None and row.epoch < state.earlier_folder[1]:
+            places.append(state.earlier_folder[0])
+        paths = [weights_in(place, row.epoch) for place in places]
+        there = next((path for path in paths if row.fraction == 1.0 and path.exists()), None)
+        if there is not None:
+            found[row.epoch] = there
+    return found
+
+
+def weights_file(state: TrainingState, epoch: int, files: Files) -> Path:
+    """The file of an epoch's weights.
+
+    Raises:
+        CheckpointError: they were not saved, or are gone.
+    """
+    saved = saved_weights(state)
+    if epoch not in saved:
+        listed = ", ".join(map(str, saved)) or "none"
+        raise CheckpointError(
+            f"The weights of epoch {epoch!r} were not saved by this session (saved are: {listed}): train with "
+            f"save=True, or load a file with add_model(model, state_dict={str(files.weights(epoch))!r})."
+        )
+    return saved[epoch]
 
 
 class _TooLarge(Exception):  # noqa: N818  a signal
@@ -95,13 +220,6 @@ def _write_samples(sources: Mapping[str, Source | None], path: Path) -> None:
             raise _TooLarge if file.full else error from error
 
 
-def write_history(history: History, folder: Path) -> None:
-    """Write the whole history in one go; a training appends its rows to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / HISTORY) as part:
-        part.write_text(history.to_jsonl())
-
-
 def size(recipe: Recipe) -> int:
     """Bytes of the samples in memory, those of all splits once; 0 where they are not tensors."""
     tensors = {t.data_ptr(): t for s in SPLITS for t in _tensors(getattr(recipe, s))}
@@ -126,7 +244,16 @@ def latest_folder(base_dir: Path) -> Path:
     return max(folders, key=lambda folder: (folder / CHECKPOINT).stat().st_mtime_ns)
 
 
-def read_session(folder: Path) -> Saved:
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run folder holds."""
+
+    state: TrainingState
+    """with the recipe it was trained by"""
+    weights: dict[str, Any]
+
+
+def read_run(folder: Path) -> SavedRun:
     """What a run folder holds, in step: the history up to where the checkpoint stands.
 
     Raises:
@@ -140,12 +267,10 @@ def read_session(folder: Path) -> Saved:
     except Exception as error:
         raise CheckpointError(
             f"{folder} has weights, and no recipe that can be read ({type(error).__name__}: {error}): put the session "
-            f"together anew and take the weights with add_model(model, state_dict='{folder / CHECKPOINT}')."
+            f"together again and take the weights with add_model(model, state_dict='{folder / CHECKPOINT}')."
         ) from error
-    try:
-        history = History.from_jsonl((folder / HISTORY).read_text() if (folder / HISTORY).exists() else "")
-    except TypeError as error:
-        raise CheckpointError(f"{folder / HISTORY} is no history of this version of quik_nb: {error}.") from error
+
+    history = _read_history(folder / HISTORY)
     within = progress.step > 0
     history.rows = [
         r
@@ -156,7 +281,14 @@ def read_session(folder: Path) -> Saved:
     history.annotations = [mark for mark in history.annotations if mark.epoch < end or (within and mark.epoch == end)]
     if row is not None:  # its line may have been cut while it was written
         history.add(row)
-    recipe = trained = replace(kept["recipe"], **sources)
-    if kept["before"] is not None and kept["until"] == stamp(folder):
-        trained = replace(kept["before"], **({} if kept["samples"] else sources))
-    return Saved(recipe, trained, weights, progress, history, kept["original"])
+
+    recipe = replace(kept["recipe"], **sources)
+    state = TrainingState(history, progress, recipe, kept["original"], folder=folder.absolute())
+    return SavedRun(state, weights)
+
+
+def _read_history(path: Path) -> History:
+    try:
+        return History.from_jsonl(path.read_text() if path.exists() else "")
+    except TypeError as error:
+        raise CheckpointError(f"{path} is no history of this version of quik_nb: {error}.") from error

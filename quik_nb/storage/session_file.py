@@ -4,7 +4,6 @@ The file is written with cloudpickle, so that classes and functions from noteboo
 runs code: read only files that you trust. `export` writes the weights alone as safetensors, which can hold no code.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +16,21 @@ from quik_nb.errors import CheckpointError, QuikError
 from quik_nb.recipe.data import SPLITS, compact
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.storage import pickling
-from quik_nb.storage.files import write
-from quik_nb.storage.run_state import State
+from quik_nb.storage.files import replacing, write
+from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.pytree import to_cpu_copy
 
 KIND = "a session of quik_nb"
-VERSION = 1
+VERSION = 2
 
 
-def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
+def write_session(recipe: Recipe, state: TrainingState, model_factory: Any, path: Path) -> None:
     """Write a session in one go: whoever reads finds the old file or the new one.
 
     Args:
         recipe: all parts and settings, with the samples and the model as it is.
         state: how far the training has come.
-        maker: the function that made the model, or None.
+        model_factory: the function that made the model, or None.
         path: of the file.
 
     Raises:
@@ -39,7 +38,7 @@ def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, and a session is a file: type save({str(path / 'session.pt')!r}).")
-    before = state.trained
+    before = state.trained_by
     same = {split: before is not None and getattr(before, split) is getattr(recipe, split) for split in SPLITS}
     samples: dict[str, Any] = {split: compact(getattr(recipe, split)) for split in SPLITS}
     slim = replace(recipe, **samples)
@@ -47,9 +46,9 @@ def write_session(recipe: Recipe, state: State, maker: Any, path: Path) -> None:
         kept: dict[str, Any] = {split: samples[split] if same[split] else None for split in SPLITS}
         before = replace(before, **kept)
     # a session that is loaded saves into a folder of its own, so that two of them do not write into one
-    earlier = state.earlier if state.folder is None else (state.folder.absolute(), state.progress.epoch)
-    kept_state = replace(state, trained=before, folder=None, earlier=earlier, held_folder=None)
-    content = {"recipe": slim, "state": kept_state, "maker": maker}
+    earlier = state.earlier_folder if state.folder is None else (state.folder, state.progress.epoch)
+    kept_state = replace(state, trained_by=before, folder=None, earlier_folder=earlier)
+    content = {"recipe": slim, "state": kept_state, "model_factory": model_factory}
     try:
         write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=pickling)
     except Exception as error:  # anything may be in a recipe
@@ -69,8 +68,8 @@ def _culprits(recipe: Recipe) -> Iterator[str]:
             yield name
 
 
-def read_session(path: Path) -> tuple[Recipe, State, Any]:
-    """Recipe, state and the model's maker from the file of a session; reading runs the code in it.
+def read_session(path: Path) -> tuple[Recipe, TrainingState, Any]:
+    """Recipe, state and the function that made the model from the file of a session; reading runs the code in it.
 
     Raises:
         CheckpointError: there is no such file, or it holds something else.
@@ -94,7 +93,7 @@ def read_session(path: Path) -> tuple[Recipe, State, Any]:
         raise CheckpointError(
             f"{path} was written by another version of quik_nb: save the session again with this one."
         )
-    return content["recipe"], content["state"], content["maker"]
+    return content["recipe"], content["state"], content["model_factory"]
 
 
 def export(model: nn.Module, path: Path) -> None:
@@ -112,11 +111,7 @@ def export(model: nn.Module, path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: type export({str(path / 'model.safetensors')!r}).")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     # copies, since tied weights, which share their memory, are refused
     state = {key: value.contiguous() for key, value in to_cpu_copy(model.state_dict()).items()}
-    try:
+    with replacing(path) as part:
         save_file(state, part, metadata={"format": "pt"})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

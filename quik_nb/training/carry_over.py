@@ -1,50 +1,127 @@
-"""What of a training's state still holds when the next call of train() comes with a changed recipe."""
+"""The state of a training as a value, and what of it still holds when the next run comes with a changed recipe.
 
-import math
-from dataclasses import replace
+Nothing here trains, writes files or knows a session: states go in, states come out.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from quik_nb.events import Annotation
+from quik_nb.history import History
 from quik_nb.recipe.data import alike
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe, Spec
 from quik_nb.training.optimizers import optimizer_keywords, trained_parameters
 from quik_nb.training.progress import Progress
+from quik_nb.training.pytree import to_cpu_copy
 from quik_nb.training.schedule import STEADY
 
 ANY_FORM = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_decay", "eps")
 """Keywords of optimizers that change no moments."""
 
 
-def carried(progress: Progress, old: Recipe | None, new: Recipe, other_weights: bool = False) -> Progress:
-    """The progress to go on from.
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a training is, over all calls of train(), until the model is replaced or the session is reset.
 
-    Another optimizer class, or other parameters, start without the old moments; changed rates or another scheduler
-    start a new schedule and keep the moments; other data, batches or weights give up the unfinished epoch, as its steps
-    are others now.
+    A value: a run works on a state of its own, and the session takes that over when the run's first row has come home.
+    """
+
+    history: History = field(default_factory=History)
+    """rows and annotations so far; never changed here, as each run records into a copy"""
+    progress: Progress = field(default_factory=Progress)
+    """what the next run starts from"""
+    trained_by: Recipe | None = None
+    """the recipe of the last run; None before the first"""
+    initial_weights: dict[str, Any] | None = None
+    """the weights before the first epoch"""
+    loaded_epoch: int | None = None
+    """the epoch whose weights were loaded back, until a run trains on from them"""
+    folder: Path | None = None
+    """the run folder; None where nothing was saved yet"""
+    earlier_folder: tuple[Path, int] | None = None
+    """the run folder of the session that this one continues, and up to which epoch the weights there are ours"""
+
+
+def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None) -> TrainingState:
+    """The state in which a run by this recipe starts. Pure: `state` stays as it is.
+
+    Weights are always carried over. What else starts again, by what changed since the last run:
+
+    | changed                                   | starts again                                | annotation       |
+    |-------------------------------------------|---------------------------------------------|------------------|
+    | nothing; another view, name, folder       | nothing                                     |                  |
+    | criterion or step                         | best loss, patience                         | "another loss"   |
+    | optimizer's class, form or groups; freeze | optimizer's moments, schedule               |                  |
+    | layers of the model, by hand              | optimizer's moments, schedule               |                  |
+    | lr or other keywords of the optimizer     | schedule                                    |                  |
+    | scheduler                                 | schedule                                    |                  |
+    | lr, after run.set_lr() set another        | schedule                                    |                  |
+    | data, batch_size or seed                  | unfinished epoch, and a schedule by batches |                  |
+    | weights of an earlier epoch were loaded   | unfinished epoch, and a schedule by batches | "from epoch N"   |
+
+    A schedule by batches starts again only where there was an unfinished epoch to discard after `load_epoch`, and after
+    any change of data or batches.
 
     Args:
-        progress: of the last training.
-        old: the recipe it was trained by; None where nothing was trained.
-        new: the recipe to go on by.
+        state: of the session.
+        recipe: what the run trains by.
+        lr: the learning rate that this call was given; None where it was not.
+    """
+    progress, loaded = state.progress, state.loaded_epoch
+    if lr is not None and base_rate(progress) not in (None, lr):  # run.set_lr() left another one
+        progress = progress.without_schedule()
+    if state.trained_by is not None:
+        progress = carry_over(progress, state.trained_by, recipe, other_weights=loaded is not None)
+
+    history = state.history.copy()
+    if state.trained_by is not None and not same_loss(state.trained_by, recipe):
+        history.record(Annotation(progress.epoch, "another loss", breaks_comparison=True))
+    if loaded is not None and (state.progress.step > 0 or loaded != progress.epoch - 1):
+        history.record(Annotation(progress.epoch, f"from epoch {loaded}"))
+
+    initial = state.initial_weights
+    if initial is None and recipe.model is not None:
+        initial = to_cpu_copy(recipe.model.state_dict())
+    return replace(
+        state, history=history, progress=progress, trained_by=recipe, initial_weights=initial, loaded_epoch=None
+    )
+
+
+def carry_over(progress: Progress, old: Recipe, new: Recipe, other_weights: bool = False) -> Progress:
+    """What of the progress still holds under a changed recipe; `continue_from` has the table.
+
+    Args:
+        progress: of the last run.
+        old: the recipe it was trained by.
+        new: the recipe to train on by.
         other_weights: whether those of an earlier epoch were loaded.
     """
-    if old is None:
-        return progress
     if not same_loss(old, new):
-        progress = replace(progress, best=math.inf, best_for_patience=math.inf, epochs_without_improvement=0)
+        progress = progress.without_best()
+
+    # the moments belong to certain parameters, which may also have been put in or switched off by hand
     names = None if new.model is None else trained_parameters(new.model, new.settings.freeze)
-    by_hand = progress.parameters not in (None, names)  # layers were put in, or switched off
-    if by_hand or not same(_parameters(old), _parameters(new)):
-        progress = replace(progress, optimizer=None, scheduler=None, schedule_end=0)
+    other_parameters = progress.parameters not in (None, names)
+    if other_parameters or not same(_parameters(old), _parameters(new)):
+        progress = progress.without_optimizer()
     elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
-        progress = replace(progress, scheduler=None, schedule_end=0)
-    batches = old.settings.same_batches(new.settings)
-    given_up = other_weights and progress.step > 0
-    if given_up or not batches or old.train is None or new.train is None or not alike(old.train, new.train):
+        progress = progress.without_schedule()
+
+    # with other batches, the steps of an unfinished epoch are no part of the epoch that they would complete
+    discarded = other_weights and progress.step > 0
+    if discarded or not _same_batches(old, new):
         progress = progress.at_epoch()
         if new.scheduler is not None and new.scheduler.per_batch:
-            progress = replace(progress, scheduler=None, schedule_end=0)
+            progress = progress.without_schedule()
     return progress
+
+
+def _same_batches(old: Recipe, new: Recipe) -> bool:
+    if old.train is None or new.train is None:
+        return False
+    return old.settings.same_batches(new.settings) and alike(old.train, new.train)
 
 
 def base_rate(progress: Progress) -> float | None:

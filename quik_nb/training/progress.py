@@ -1,5 +1,6 @@
 """How far a training has come: all that it takes to go on from there, as plain values and tensors."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -49,6 +50,18 @@ class Progress:
     """epochs since that one, for early stopping"""
     rng_states: list[rng.State] | None = None
     """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
+
+    def without_schedule(self) -> "Progress":
+        """The same, with a schedule that starts again from the next step on."""
+        return replace(self, scheduler=None, schedule_end=0)
+
+    def without_optimizer(self) -> "Progress":
+        """The same without the optimizer's moments, and so without the schedule that changes its rates."""
+        return replace(self.without_schedule(), optimizer=None)
+
+    def without_best(self) -> "Progress":
+        """The same, with a best loss and a patience that start again."""
+        return replace(self, best=math.inf, best_for_patience=math.inf, epochs_without_improvement=0)
 
     def at_epoch(self) -> "Progress":
         """The same without what was done of the unfinished epoch."""

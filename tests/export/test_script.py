@@ -1,6 +1,7 @@
 """The script that a session gives is plain PyTorch, and trains with the same losses."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -121,6 +122,14 @@ CASES: dict[str, Callable[[], QuikSession]] = {
     "groups": lambda: regression(epochs=2, freeze="*.bias").set_optimizer(optim.SGD, groups={"3": {"lr": 0.1}}),
     "averaged": lambda: regression(epochs=2, lr=0.1, ema=0.9),
     "stopped early": lambda: regression(epochs=9, lr=1e-9, patience=2, min_delta=0.1),
+    "schedule by the epoch, stepped by the batch": lambda: regression(epochs=2, accumulate=2, lr=0.1).set_scheduler(
+        lr_scheduler.StepLR, per="batch", step_size=2
+    ),
+    "fp16": lambda: regression(network(dtype=torch.float32), epochs=2, precision="fp16", clip_norm=0.1).add_data(
+        train=numbers(dtype=torch.float32), valid=numbers(37, dtype=torch.float32)
+    ),
+    "saved": lambda: regression(epochs=2, ema=0.9, save=True, data_date="20210101"),
+    "names, in micro-batches": lambda: regression(Named(), epochs=2, accumulate=3).add_data(train=named(50)),
     "names": lambda: regression(Named(), epochs=2).add_data(train=named(50), valid=named(20)),
     "bf16": lambda: regression(network(dtype=torch.float32), epochs=2, precision="bf16").add_data(
         train=numbers(dtype=torch.float32), valid=numbers(37, dtype=torch.float32)
@@ -151,8 +160,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, f
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_script_gives_the_same_losses(case: str, rows: dict[str, list[dict[str, float]]]) -> None:
+def test_the_script_gives_the_same_losses(
+    case: str, rows: dict[str, list[dict[str, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Row by row, the script and the session have the same losses and metrics up to rounding."""
+    monkeypatch.chdir(tmp_path)
     session = CASES[case]()
     session.train()
     names = [name for name in session.history.columns if name not in ("lr", "time", "grad_norm")]
@@ -160,8 +172,16 @@ def test_the_script_gives_the_same_losses(case: str, rows: dict[str, list[dict[s
 
     assert session.history[names].to_numpy().ravel().tolist() == pytest.approx(
         [value for row in script for value in row],
-        abs=1e-6 if case == "bf16" else 1e-12,  # its sums depend on how many samples are in a forward
+        abs=1e-6 if case in ("bf16", "fp16") else 1e-12,  # its sums depend on how many samples are in a forward
     )
+
+
+def test_a_script_asks_no_questions() -> None:
+    """Every question about the settings is answered: no script asks whether there is a scheduler, or a clip_norm."""
+    question = r"if (?:not )?(?:[A-Z_]+|scaler|average|criterion|train|valid|outputs)\b.*"
+    codes = {name: make().as_code().partition("EPOCHS = ")[2] for name, make in CASES.items()}
+
+    assert {name: [] for name in CASES} == {name: re.findall(question, code) for name, code in codes.items()}
 
 
 class Counting(Dataset[Any]):

@@ -117,7 +117,7 @@ def test_a_session_shows_all_that_was_set(tmp_path: Path) -> None:
     assert "; weights of epoch 0" in shown
     session.set_scheduler(None).train()
     assert "; weights of epoch 0" not in repr(session)
-    assert ["from epoch 0"] == [mark.label for mark in session._state.history.annotations]
+    assert ["from epoch 0"] == [mark.label for mark in session.annotations]
 
 
 def test_the_batch_size_of_a_loader_shows() -> None:
@@ -173,7 +173,7 @@ def test_the_history_survives_json() -> None:
     session.train()
     from quik_nb.history import History
 
-    lines = session.run._history.to_jsonl()  # type: ignore[union-attr]
+    lines = session.run.record.to_jsonl()  # type: ignore[union-attr]
     rows: list[Any] = [json.loads(line) for line in lines.splitlines()]
 
     assert [0, 1] == [row["epoch"] for row in rows]

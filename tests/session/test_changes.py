@@ -176,7 +176,7 @@ def test_weights_of_before_and_an_unfinished_epoch(tmp_path: Path, load: bool) -
     assert straight.history.train_loss[1] == session.history.train_loss[1]
     assert straight.history.grad_norm[1] == pytest.approx(session.history.grad_norm[1])
     assert 0.0 == distance(straight.model, session.model)
-    assert load == any(mark.label == "from epoch 0" for mark in session._state.history.annotations)
+    assert load == any(mark.label == "from epoch 0" for mark in session.annotations)
 
 
 def test_an_epoch_in_two_parts_has_one_norm() -> None:

@@ -57,7 +57,7 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "split of a step": (lambda s: s.set_scheduler(lr_scheduler.StepLR, per="bach"), "per='bach'"),
     "model": (lambda s: s.add_model("Net"), "takes a module such as Net"),
     "maker": (lambda s: s.add_model(lambda: 5), "gave a int, not a module|gave an int, not a module"),
-    "optimizer made": (lambda s: s.set_optimizer(optim.SGD(network().parameters())), r"type set_optimizer\(SGD, ...\)"),
+    "optimizer made": (lambda s: s.set_optimizer(optim.SGD(network().parameters())), r"use set_optimizer\(SGD, ...\)"),
     "criterion made": (lambda s: s.set_criterion(nn.MSELoss(), reduction="sum"), "is made already, so reduction"),
     "criterion": (lambda s: s.set_criterion("mse"), "takes a class and its keywords, and got str 'mse'"),
     "metric": (lambda s: s.set_metrics(accuracy=0.9), "accuracy=0.9 is no function"),
@@ -66,7 +66,7 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "setting by another name": (lambda s: QuikSession(learning_rate=0.1), "'learning_rate': use lr=0.1"),
     "setting that is a keyword": (lambda s: QuikSession(momentum=0.9), r"set_optimizer\(optim.SGD, momentum=0.9\)"),
     "switch": (lambda s: s.train(save="yes"), "save='yes' must be True or False"),
-    "background": (lambda s: s.train(background="no"), "background='no' is a switch"),
+    "background": (lambda s: s.train(background="no"), "background='no' must be True or False"),
     "no clipping": (lambda s: s.train(clip_norm=0), "clip_norm=0 is not a number above 0"),
     "min_delta": (lambda s: s.train(min_delta=None), "min_delta=None is not a number from 0 up"),
     "name": (lambda s: s.train(name=3), "name=3 is not a text"),
@@ -74,9 +74,9 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "many processes": (lambda s: s.train(processes=1000), "processes=1000 .* this machine has"),
     "rate of a schedule": (
         lambda s: s.set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1).train(lr=1e-3),
-        r"OneCycleLR sets the rate itself: type set_scheduler\(OneCycleLR, max_lr=0.001\)",
+        r"OneCycleLR sets the rate itself: use set_scheduler\(OneCycleLR, max_lr=0.001\)",
     ),
-    "setting by hand": (lambda s: setattr(s, "epochs", 3), r"type session.train\(epochs=3\) for one call"),
+    "setting by hand": (lambda s: setattr(s, "epochs", 3), r"use session.train\(epochs=3\) for one call"),
     "column": (lambda s: s.set_metrics(valid_loss=lambda o, t: 0.0), "'valid_loss' is a column of every history"),
     "switch of metrics": (lambda s: s.set_metrics(train=lambda o, t: 0.0), "is the switch that measures"),
     "groups": (lambda s: s.set_optimizer(optim.SGD, groups=["0"]), r"groups=\['0'\] are not keywords by the names"),
@@ -84,7 +84,7 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "event": (lambda s: s.on("epoch_ends", print), "no event 'epoch_ends': did you mean 'epoch_end'"),
     "listener": (lambda s: s.on("epoch_end", "print"), "'print' is no function"),
     "split": (lambda s: s.predict("vaild"), "no split 'vaild': did you mean 'valid'"),
-    "loop": (lambda s: s.traverse(3), r"3 is no function of a loop: type session.traverse\(loop\)"),
+    "loop": (lambda s: s.traverse(3), r"3 is no function of a loop: use session.traverse\(loop\)"),
     "names of a report": (lambda s: s.report("test"), r"not 'test': type report\(split=...\)"),
     "columns of one name": (
         lambda s: s.add_data(train=pd.DataFrame([[1.0, 2.0, 3.0]], columns=["a", "a", "b"]), target="b"),
@@ -310,7 +310,7 @@ def test_an_error_in_a_listener_does_not_lock_the_session() -> None:
     session = regression(epochs=1).on("run_start", complain)
     with pytest.raises(LookupError):
         session.train()
-    session._listeners.clear()
+    session.off()
     session.train()
 
     assert [0] == list(session.history["epoch"])

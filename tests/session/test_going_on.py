@@ -129,12 +129,7 @@ def before_a_step(session: QuikSession) -> None:
     stopped_by(session, "run_start", 2)
 
 
-def before_any_step(session: QuikSession) -> None:
-    """The checkpoint of a stop at the very beginning."""
-    stopped_by(session, "run_start")
-
-
-@pytest.mark.parametrize("begin", [after_an_epoch, within_an_epoch, before_a_step, before_any_step])
+@pytest.mark.parametrize("begin", [after_an_epoch, within_an_epoch, before_a_step])
 def test_rows_beyond_the_checkpoint_are_left_out(tmp_path: Path, begin: Callable[[QuikSession], None]) -> None:
     """A kernel killed after rows that no checkpoint holds is resumed at the checkpoint, and trains them once more."""
     session = saving(tmp_path, epochs=4).add_model(network(dropout=0.3)).set_optimizer(optim.Adam)
@@ -142,7 +137,7 @@ def test_rows_beyond_the_checkpoint_are_left_out(tmp_path: Path, begin: Callable
     assert session.folder is not None
     file, before, held = session.folder / "checkpoint.pt", session.history, weights(session.model)
     kept = file.read_bytes()
-    whole = sum(row.fraction == 1.0 for row in session._state.history)
+    whole = sum(row.fraction == 1.0 for row in session._runs.state.history)
     session.train(4 - whole)
     file.write_bytes(kept)  # as if the kernel had been killed before the next one
     resumed = QuikSession.resume(session.folder)
@@ -153,6 +148,18 @@ def test_rows_beyond_the_checkpoint_are_left_out(tmp_path: Path, begin: Callable
     assert [0, 1, 2, 3] == list(resumed.history["epoch"])
     assert rows(session) == rows(resumed)
     assert 0.0 == distance(session.model, resumed.model)
+
+
+def test_a_stop_before_any_step_leaves_nothing(tmp_path: Path) -> None:
+    """A first run that was stopped before its first step leaves no file, and changes nothing of the next one."""
+    straight, session = regression(epochs=1), saving(tmp_path, epochs=1)
+    straight.train()
+    stopped_by(session, "run_start")
+    left = list(tmp_path.iterdir())
+    session.train()
+
+    assert [] == left
+    assert rows(straight) == rows(session)
 
 
 def test_an_error_at_once_leaves_the_unfinished_epoch(tmp_path: Path) -> None:
@@ -236,12 +243,12 @@ def test_sessions_of_one_date_leave_each_other_their_files(
     assert [0.0] * 4 == [distance(held, first.load_epoch(n).model) for n, held in enumerate(of_first)]
 
     (last,) = epoch_by_epoch(first, 1, keep=1)
-    assert [4] == list(first._state.saved())
+    assert [4] == first.saved_epochs
     assert {0, 1, 4} == epochs_there(tmp_path)  # the first two are names of the second session
     assert [0.0] * 2 == [distance(held, second.load_epoch(n).model) for n, held in enumerate(of_second)]
 
     second.train(4, keep=1)
-    assert [5] == list(second._state.saved())
+    assert [5] == second.saved_epochs
     assert {5} == epochs_there(tmp_path)  # it had taken the name of 4 as well, and given it up
     assert 0.0 == distance(last, first.load_epoch(4).model)
 

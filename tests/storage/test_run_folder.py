@@ -1,7 +1,7 @@
 """A run folder is picked up again by a session that knows nothing of the first one."""
 
+import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_a_stopped_run_goes_on_from_its_folder(tmp_path: Path, step: int) -> Non
     handle.remove()
     assert stopped.folder is not None
     resumed = QuikSession.resume(stopped.folder)
-    whole = sum(row.fraction == 1.0 for row in stopped._state.history)
+    whole = sum(row.fraction == 1.0 for row in stopped._runs.state.history)
     resumed.train(4 - whole, view=False)
 
     assert losses(straight) == losses(resumed)
@@ -93,7 +93,7 @@ def test_calls_that_save_nothing_leave_no_gap(tmp_path: Path) -> None:
     resumed = QuikSession.resume(session.folder)
 
     assert session.history.equals(resumed.history)
-    assert [0, 2] == list(resumed._state.saved())
+    assert [0, 2] == resumed.saved_epochs
 
 
 @pytest.mark.parametrize("torn", ['{"epoch": 2, "train_l', "\x00\x00", '{"epoch": 2, "tr{"epoch": 3}\n'])
@@ -192,7 +192,7 @@ def test_a_checkpoint_in_an_epoch_and_what_came_after(tmp_path: Path) -> None:
     again = QuikSession.resume(with_lines(tmp_path, later.to_jsonl()))
 
     assert [0] == list(again.history.epoch)
-    assert [] == again._state.history.annotations
+    assert [] == again.annotations
     again.load_best()
 
 
@@ -227,23 +227,30 @@ def test_a_folder_in_which_another_session_trains(tmp_path: Path) -> None:
 
 
 def test_a_call_that_was_killed_before_it_kept_anything(tmp_path: Path) -> None:
-    """A change of the loss, after which nothing was kept, is still a change for who goes on from the folder."""
+    """A kernel killed after the change of a recipe and before any checkpoint of it is resumed as if never changed."""
 
     def thousandth(outputs: Any, targets: Any) -> Any:
         return 0.001 * (outputs - targets).square().mean()
 
-    session = saving(tmp_path).set_criterion(thousandth)
+    copies: list[Path] = []
+    session, straight = (saving(base).set_criterion(thousandth) for base in (tmp_path / "one", tmp_path / "two"))
     session.train(epochs=2)
-    straight = session.set_criterion(nn.MSELoss)
-    state = session._state
-    state.begin(replace(session._recipe, settings=session.settings), at_once=False)  # and then it is killed
-    state.release()
-    resumed = QuikSession.resume(session.folder)
-    resumed.train(epochs=4, patience=2)
-    straight.train(epochs=4, patience=2)
+    straight.train(epochs=2)
+    session.set_criterion(nn.MSELoss).on("epoch_end", lambda event: copies.append(copied(session.folder)))
+    session.train(epochs=1)
+    resumed = QuikSession.resume(copies[0])
+    resumed.train(epochs=2)
+    straight.train(epochs=2)
 
-    assert 6 == len(resumed.history)
-    assert [2.0] == [mark.epoch for mark in resumed._state.history.annotations if mark.breaks_comparison]
+    assert [] == resumed.annotations
+    assert losses(straight) == losses(resumed)
+    assert 0.0 == distance(straight.model, resumed.model)
+
+
+def copied(folder: Path | None) -> Path:
+    """A copy of a run folder as it is now: what a kernel that is killed at this moment leaves."""
+    assert folder is not None
+    return Path(shutil.copytree(folder, folder.with_name("run_killed")))
 
 
 def test_a_training_that_never_began_holds_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from quik_nb import DivergenceError, QuikSession, RecipeError
+from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.progress import Progress
 
 STEPS = 7  # 101 samples in batches of 16
@@ -167,7 +168,7 @@ def test_a_stopped_epoch_goes_on_at_that_step(make: Callable[..., QuikSession], 
     factor = 3 if make is accumulated else 1  # the hook counts micro-batches
     with at_step(stopped, step * factor, stop(stopped)):
         run = stopped.train()
-    left = 3 - sum(row.fraction == 1.0 for row in stopped._state.history)
+    left = 3 - sum(row.fraction == 1.0 for row in stopped._runs.state.history)
     stopped.train(left)
 
     assert "stopped" == run.state
@@ -256,7 +257,7 @@ def test_a_second_interrupt_ends_at_once() -> None:
 
     with at_step(killed, STEPS + 2, twice), pytest.raises(KeyboardInterrupt):
         killed.train()
-    after = [row.epoch for row in killed._state.history]
+    after = [row.epoch for row in killed._runs.state.history]
     killed.train(2)
 
     assert [0] == after
@@ -287,7 +288,7 @@ def test_pause_and_resume_change_no_number() -> None:
     assert ["paused"] == seen
     assert "finished" == run.state
     assert rows(straight) == rows(paused)
-    assert ["paused 0 s"] == [mark.label for mark in paused._state.history.annotations]
+    assert ["paused 0 s"] == [mark.label for mark in paused.annotations]
 
 
 def test_a_stop_ends_a_pause() -> None:
@@ -320,7 +321,7 @@ def test_a_rate_set_on_the_way_holds_from_the_next_step(step: int) -> None:
     assert losses == pytest.approx(list(session.history["train_loss"]), rel=1e-12)
     assert distance(by_hand, session.model) <= 1e-12
     assert [0.01, 0.01] == list(session.history["lr"])
-    assert [((step + 1) / STEPS, "lr 0.01")] == [(m.epoch, m.label) for m in session._state.history.annotations]
+    assert [((step + 1) / STEPS, "lr 0.01")] == [(m.epoch, m.label) for m in session.annotations]
 
 
 @pytest.mark.parametrize(
@@ -423,7 +424,7 @@ def test_an_optimizer_of_another_form_starts_anew(
     by_hand.load_state_dict(session.model.state_dict())
     session.set_optimizer(optimizer, **after).train()
     fresh = regression(by_hand, epochs=1).set_optimizer(optimizer, **after)
-    fresh._state.progress = Progress(epoch=1)  # for the order of the samples
+    fresh._runs.state = TrainingState(progress=Progress(epoch=1))  # for the order of the samples
     fresh.train()
 
     assert distance(by_hand, session.model) < 1e-12
@@ -434,7 +435,7 @@ def test_another_loss_is_judged_for_itself() -> None:
     session = regression(epochs=6, lr=0.05).set_criterion(lambda o, t: 0.001 * (o - t).square().mean())
     session.train(1)
     session.set_criterion(nn.MSELoss).train(patience=2)
-    history = session._state.history
+    history = session._runs.state.history
 
     assert 7 == len(history)
     assert history.best is not None
@@ -530,13 +531,13 @@ def test_another_rate_keeps_the_moments() -> None:
     session.train()
     session.train(lr=0.01)  # the same: nothing changes
     same = distance(by_hand.model, session.model)
-    moments = session._state.progress.optimizer
+    moments = session._runs.state.progress.optimizer
     session.set_optimizer(optim.Adam, lr=0.001).train()
 
     assert 0.0 == same
     assert moments is not None
-    assert session._state.progress.optimizer is not None
-    assert [3 * STEPS] == [int(state["step"]) for state in session._state.progress.optimizer["state"].values()][:1]
+    assert session._runs.state.progress.optimizer is not None
+    assert [3 * STEPS] == [int(state["step"]) for state in session._runs.state.progress.optimizer["state"].values()][:1]
     assert [0.01, 0.01, 0.001] == list(session.history["lr"])
 
 
@@ -550,7 +551,7 @@ def test_another_optimizer_starts_without_moments(optimizer: type[optim.Optimize
     session, fresh = adam(epochs=1), adam(epochs=1).set_optimizer(optimizer)
     session.train()
     fresh.model.load_state_dict(session.model.state_dict())
-    fresh._state.progress = Progress(epoch=1)  # for the order of the samples
+    fresh._runs.state = TrainingState(progress=Progress(epoch=1))  # for the order of the samples
     session.set_optimizer(optimizer).train()
     fresh.train()
 

@@ -52,7 +52,7 @@ def test_controls_are_obeyed_at_any_moment(notebook: Kernel, moment: str, proces
         "run.resume(); states.append(run.state); before = len(run.history)\n"
         "until(lambda: len(run.history) > before + 1)\n"
         "began = time.time(); run.stop(); run.wait(); took = time.time() - began\n"
-        "labels = [mark.label for mark in s._state.history.annotations]\n"
+        "labels = [mark.label for mark in s.annotations]\n"
         "print(states, run.state, took < 2, 'lr 0.003' in labels, s.history.lr.iloc[-1])",
     )
 
@@ -112,11 +112,11 @@ def test_a_pause_is_no_part_of_the_epochs_time(notebook: Kernel) -> None:
     result = last(
         notebook,
         "s = session(Net(slow), epochs=2, view=False); run = s.train(background=True)\n"
-        "while not s._state.history.live:\n    time.sleep(0.01)\n"
+        "while not s._runs.history.live:\n    time.sleep(0.01)\n"
         "run.pause(); time.sleep(2); run.resume(); run.wait()\n"
         "from quik_nb.views.svg import svg\n"
-        "drawn = svg(s._state.history)\n"
-        "labels = [mark.label for mark in s._state.history.annotations]\n"
+        "drawn = svg(s._runs.history)\n"
+        "labels = [mark.label for mark in s.annotations]\n"
         "print(labels, s.history.time.sum() < 1.5, 'paused 2 s' in drawn)",
     )
 
@@ -132,7 +132,7 @@ def test_a_rate_set_in_a_pause_holds_afterwards(notebook: Kernel) -> None:
         "run.pause(); time.sleep(0.3)\n"
         "for lr in (0.5, 0.25, 0.125):\n    run.set_lr(lr)\n"
         "run.resume(); run.wait()\n"
-        "print(run.state, list(s.history.lr), s._state.history.annotations[-1].label)",
+        "print(run.state, list(s.history.lr), s.annotations[-1].label)",
     )
 
     assert "finished [0.01, 0.125, 0.125] lr 0.125" == result

@@ -1,0 +1,62 @@
+"""`quik_nb.traverse`: a training of a script."""
+
+from argparse import Namespace
+from typing import Any
+
+import pytest
+
+import quik_nb
+from quik_nb import QuikSession, RecipeError, add_learn_args
+from quik_nb.session.script_errors import brief
+
+
+def test_the_function_gets_a_session_of_the_settings_once() -> None:
+    """`traverse(train, args)` calls train with a session of the settings, once, and gives back what it returns."""
+    seen: list[QuikSession] = []
+
+    def train(session: QuikSession) -> str:
+        seen.append(session)
+        return "done"
+
+    assert "done" == quik_nb.traverse(train, add_learn_args().parse_args(["--epochs", "3", "--gpus", "2"]))
+    assert [(3, 2)] == [(session.settings.epochs, session.settings.processes) for session in seen]
+
+
+def test_the_form_of_older_scripts_is_answered_with_the_new_one() -> None:
+    """`train(args, gpu)` is an error that shows `train(session)`, and nothing is called."""
+
+    def learn(args: Any, gpu: Any) -> None:
+        raise AssertionError("it was called")
+
+    with pytest.raises(
+        RecipeError, match=r"(?s)learn\(args: Any, gpu: Any\).*def learn\(session\):.*traverse\(learn, args"
+    ):
+        quik_nb.traverse(learn, Namespace())
+
+
+def test_what_is_no_function_is_told() -> None:
+    """What cannot be called is told before anything else."""
+    with pytest.raises(RecipeError, match="traverse calls a function of a session, and got 3"):
+        quik_nb.traverse(3, Namespace())  # type: ignore[arg-type]
+
+
+def test_causes_are_shown_briefly_too() -> None:
+    """The brief text of an error has its causes, and no line of quik_nb in any of them."""
+
+    def cause() -> None:
+        add_learn_args(epochs=0)
+
+    try:
+        try:
+            cause()
+        except RecipeError as error:
+            raise KeyError("mine") from error
+    except KeyError as error:
+        text = brief(error)
+
+    assert ["epochs=0 is not a whole number above 0", "add_learn_args(epochs=0)", "mine"] == [
+        words
+        for words in ("epochs=0 is not a whole number above 0", "add_learn_args(epochs=0)", "mine")
+        if words in text
+    ]
+    assert "cli_options.py" not in text
