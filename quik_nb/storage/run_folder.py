@@ -8,6 +8,7 @@ Reading them runs the code in them: only folders that the user names.
 import io
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -32,6 +33,10 @@ RECIPE, SAMPLES = "recipe.pt", "samples.pt"
 
 SAMPLES_BYTES = 256 * 2**20
 """Samples up to this size are kept in the run folder; larger ones are to be added again after resume."""
+
+
+NAME_LENGTH = 50
+"""Characters of a session's name in that of its run folder: file systems take 255 bytes, of up to 4 a character."""
 
 
 class RunFolder:
@@ -161,9 +166,13 @@ def new_folder(files: Files, clock: str, name: str) -> Path:
     Args:
         files: the names by date.
         clock: the time of day, such as "120000".
-        name: of the session; empty for none.
+        name: of the session, of which a folder's name takes no slashes and not more than `NAME_LENGTH`; empty for none.
+
+    >>> new_folder(Files(Path("/tmp"), "20210101"), "120000", "resnet/lr 0.1").name
+    'run_20210101_120000_resnet-lr 0.1'
     """
-    return files.folder.absolute() / "_".join(filter(None, ["run", files.date, clock, name]))
+    plain = re.sub(r"[^\w. -]+", "-", name)[:NAME_LENGTH].strip()
+    return files.folder.absolute() / "_".join(filter(None, ["run", files.date, clock, plain]))
 
 
 def saved_weights(state: TrainingState) -> dict[int, Path]:

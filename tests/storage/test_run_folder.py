@@ -265,3 +265,41 @@ def test_a_training_that_never_began_holds_no_folder(tmp_path: Path, monkeypatch
     again.train(epochs=1)
 
     assert session.folder == again.folder
+
+
+@pytest.mark.parametrize("name", ["resnet/lr 0.1", "../../elsewhere", "x" * 300, "Übung: 1"])
+def test_any_name_makes_a_folder_in_its_place(tmp_path: Path, name: str) -> None:
+    """A session's name may hold anything: its run folder lies beside the others, and is found by resume."""
+    session = saving(tmp_path, name=name)
+    session.train(epochs=1)
+    assert session.folder is not None
+
+    assert tmp_path / "data" == session.folder.parent
+    assert session.history.equals(QuikSession.resume(base_dir=tmp_path).history)
+
+
+def test_a_folder_that_was_deleted_is_written_again(tmp_path: Path) -> None:
+    """Where all files are deleted while a training runs, the next call writes what is needed to resume."""
+    session = saving(tmp_path)
+    session.train(epochs=2)
+    shutil.rmtree(tmp_path / "data")
+    session.train(epochs=1)
+    resumed = QuikSession.resume(base_dir=tmp_path)
+
+    assert session.history.equals(resumed.history)
+    assert [2] == session.saved_epochs
+
+
+def test_a_change_of_folder_moves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default `base_dir`, a session goes on in its run folder after %cd."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    session = saving(Path("."))
+    session.train(epochs=1)
+    monkeypatch.chdir(there)
+    session.train(epochs=1)
+
+    assert [0, 1] == session.saved_epochs
+    assert session.history.equals(QuikSession.resume(base_dir=here).history)
