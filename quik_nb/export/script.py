@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset
 from quik_nb.errors import CheckpointError
 from quik_nb.export.quoting import GAP, Quoter
 from quik_nb.export.template import Template, names_made, names_read
-from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source
+from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source, loader_options
 from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Spec, fits
 from quik_nb.storage.files import Files, write
 from quik_nb.training.forward import WeightedMean
@@ -180,7 +180,7 @@ class Script:
             self.notes.append(f"the sampler of {split}, in whose place samples are shuffled or in order")
         if source.drop_last and (split == "train" or isinstance(source, Stream)):  # validation takes all samples
             yield ", drop_last=True"
-        for name, value in source.options.items():
+        for name, value in loader_options(source, self.recipe.settings.num_workers).items():
             yield f", {name}={self.quote.value(value, f'the loader has {name}, which')}"
 
     # ------------------------------------------------------------------ model

@@ -4,7 +4,7 @@
 What is not here: batches, shuffling and ranks (`training/data/`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -78,6 +78,8 @@ class Samples:
     drop_last: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     """further keywords of the `DataLoader`: collate_fn, num_workers, pin_memory, ..."""
+    own_loader: bool = False
+    """whether it came as a `DataLoader`, which says itself how samples are loaded"""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -109,6 +111,7 @@ class Stream:
     """what a map-style dataset that gives ready batches is asked for, one after the other"""
     drop_last: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    own_loader: bool = False
 
     def __len__(self) -> int:
         """Samples (batches where they come ready), if the dataset knows; raises TypeError where it does not."""
@@ -230,11 +233,12 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
 
     if isinstance(loader.dataset, IterableDataset):
         ready = loader.batch_size is None
-        return Stream(loader.dataset, loader.batch_size, ready, drop_last=loader.drop_last, options=options)
+        last = loader.drop_last
+        return Stream(loader.dataset, loader.batch_size, ready, drop_last=last, options=options, own_loader=True)
     if loader.batch_size is None and loader.batch_sampler is None:
-        return Stream(loader.dataset, ready=True, sampler=loader.sampler, options=options)
+        return Stream(loader.dataset, ready=True, sampler=loader.sampler, options=options, own_loader=True)
     if type(loader.batch_sampler) is not BatchSampler:
-        return Samples(loader.dataset, batch_sampler=loader.batch_sampler, options=options)
+        return Samples(loader.dataset, batch_sampler=loader.batch_sampler, options=options, own_loader=True)
 
     plain = type(loader.sampler) in (SequentialSampler, DistributedSampler) or (
         type(loader.sampler) is RandomSampler
@@ -248,6 +252,7 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
         sampler=None if plain else loader.sampler,
         drop_last=loader.drop_last,
         options=options,
+        own_loader=True,
     )
 
 
@@ -319,9 +324,31 @@ def alike(one: Source, other: Source) -> bool:
     )
 
 
-def as_sources(train: Any, valid: Any, test: Any, target: str | None, seed: int) -> dict[str, Source]:
-    """The sources of all splits by name; shares such as `valid=0.2` are cut from the training split by the seed."""
+def as_sources(
+    train: Any,
+    valid: Any,
+    test: Any,
+    target: str | None,
+    seed: int,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> dict[str, Source]:
+    """The sources of all splits by name; shares such as `valid=0.2` are cut from the training split by the seed.
+
+    Args:
+        train: as `add_data` takes it.
+        valid: likewise, or a share.
+        test: likewise.
+        target: the target column of a DataFrame.
+        seed: of the shares.
+        collate_fn: makes a batch of a list of samples, for splits that are datasets.
+
+    Raises:
+        RecipeError: the data cannot be used as it is; the message says what to pass instead.
+    """
     whole = as_source(train, "train", target)
+    if collate_fn is not None:
+        whole = _with_collate_fn(whole, "train", collate_fn)
+
     sources = {"train": whole}
     for name, data in (("valid", valid), ("test", test)):
         data = plain(data)
@@ -330,7 +357,41 @@ def as_sources(train: Any, valid: Any, test: Any, target: str | None, seed: int)
             sources["train"], sources[name] = split_off(sources["train"], data, seed_here, name, of=whole)
         elif data is not None:
             sources[name] = as_source(data, name, target if hasattr(data, "iloc") else None, like=sources["train"])
+            if collate_fn is not None:
+                sources[name] = _with_collate_fn(sources[name], name, collate_fn)
     return sources
+
+
+def _with_collate_fn(source: Source, split: str, collate_fn: Callable[[list[Any]], Any]) -> Source:
+    if not callable(collate_fn):
+        raise RecipeError(f"collate_fn={collate_fn!r} is no function of a list of samples: pass one, or leave it out.")
+    if isinstance(source, Tensors):
+        raise RecipeError(
+            f"collate_fn makes batches of single samples, and {split} is tensors in memory, which are sliced: "
+            f"pass a Dataset, or leave collate_fn out."
+        )
+    if source.own_loader:
+        raise RecipeError(
+            f"collate_fn was given beside a DataLoader of {split}, which has its own: "
+            f"pass DataLoader(..., collate_fn=collate_fn), or the dataset itself."
+        )
+    return replace(source, options={**source.options, "collate_fn": collate_fn})
+
+
+def loader_options(source: Samples | Stream, num_workers: int) -> Mapping[str, Any]:
+    """Keywords of the source's `DataLoader`, with so many processes to load samples where it came as a dataset.
+
+    A stream gets one at most: several would each read all of it. A `DataLoader` of one's own keeps its own number.
+
+    >>> loader_options(Samples(range(9)), num_workers=2)
+    {'num_workers': 2, 'persistent_workers': True}
+    """
+    if num_workers == 0 or source.own_loader:
+        return source.options
+    if isinstance(source, Stream):
+        num_workers = 1
+    # workers that stay: to start them costs more than an epoch of a small dataset
+    return {**source.options, "num_workers": num_workers, "persistent_workers": True}
 
 
 def split_off(

@@ -1,5 +1,6 @@
 """Nothing is dropped, nothing counts twice: every batch is dealt out to the ranks, whatever holds the samples."""
 
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -22,10 +23,11 @@ from torch.utils.data import (
 )
 
 from quik_nb.recipe.data import Source, Stream, as_source, split_off
+from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.settings import Settings
 from quik_nb.training.data import in_memory
 from quik_nb.training.data.batch import Batch, Batches, shard_batch
-from quik_nb.training.data.batches import batches_of, eval_batches
+from quik_nb.training.data.batches import batches_of, eval_batches, train_batches
 from quik_nb.training.world import World
 
 EIGHT = Settings(batch_size=8)
@@ -69,6 +71,13 @@ class Fetched(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return torch.tensor([float(index)]), torch.zeros(())
+
+
+class WhoFetches(Fetched):
+    """Samples that hold the number of the process that fetched them."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.tensor([float(index)]), torch.tensor(os.getpid())
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
@@ -308,6 +317,33 @@ def test_loading_workers_see_every_sample_once() -> None:
     epochs = [[i for b in source.epoch(42, epoch) for i in seen(b)] for epoch in (0, 1)]
 
     assert [list(range(20))] * 2 == epochs
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_setting_num_workers_loads_datasets(num_workers: int) -> None:
+    """With the setting, samples of a dataset are fetched by other processes, and batches are the same."""
+    recipe = Recipe(Settings(batch_size=8, num_workers=num_workers), train=as_source(WhoFetches(20), "train"))
+    epochs = [list(train_batches(recipe, World()).epoch(42, epoch)) for epoch in (0, 1)]
+
+    wanted = [list(batches_of(as_source(Fetched(20), "train"), 8, World(), True).epoch(42, epoch)) for epoch in (0, 1)]
+    assert [list(map(seen, batches)) for batches in wanted] == [list(map(seen, batches)) for batches in epochs]
+    here = {int(who) == os.getpid() for batches in epochs for batch in batches for who in batch.data[1]}
+    assert {num_workers == 0} == here
+
+
+def test_a_stream_is_loaded_by_one_worker() -> None:
+    """Several workers would each read the whole stream, so it gets one, and each sample is there once."""
+    recipe = Recipe(Settings(batch_size=8, num_workers=3), train=as_source(Counting(), "train"))
+
+    assert list(range(20)) == [i for batch in train_batches(recipe, World()).epoch(42, 0) for i in seen(batch)]
+
+
+def test_a_loader_of_ones_own_keeps_its_workers() -> None:
+    """The setting does not reach a DataLoader."""
+    source = as_source(DataLoader(WhoFetches(20), batch_size=8), "train")
+    batches = train_batches(Recipe(Settings(num_workers=2), train=source), World())
+
+    assert {os.getpid()} == {int(who) for batch in batches.epoch(42, 0) for who in batch.data[1]}
 
 
 def test_a_collate_function_is_kept() -> None:

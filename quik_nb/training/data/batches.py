@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from quik_nb.recipe.data import Samples, Source, Tensors
+from quik_nb.recipe.data import Samples, Source, Tensors, loader_options
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.settings import Settings
 from quik_nb.training.data.batch import Batches
@@ -20,7 +20,8 @@ def train_batches(recipe: Recipe, world: World) -> Batches:
     """
     settings = recipe.settings
     assert recipe.train is not None  # `validate.check` refuses a recipe without one
-    return batches_of(recipe.train, settings.batch_size, world, shuffle=True, micro_batches=settings.accumulate)
+    source = _with_workers(recipe.train, settings.num_workers)
+    return batches_of(source, settings.batch_size, world, shuffle=True, micro_batches=settings.accumulate)
 
 
 def eval_batches(source: Source, settings: Settings, world: World) -> Batches:
@@ -32,9 +33,17 @@ def eval_batches(source: Source, settings: Settings, world: World) -> Batches:
     micro_batch = max(1, settings.batch_size // (settings.accumulate * world.world_size))
     if isinstance(source, Tensors):
         return EvalBatches(source, micro_batch, world)
+
+    source = _with_workers(source, settings.num_workers)
     if isinstance(source, Samples):
         source = replace(source, shuffle=False, drop_last=False)
     return batches_of(source, micro_batch * world.world_size, world, shuffle=False)
+
+
+def _with_workers(source: Source, num_workers: int) -> Source:
+    if isinstance(source, Tensors):
+        return source
+    return replace(source, options=loader_options(source, num_workers))
 
 
 def batches_of(source: Source, batch_size: int, world: World, shuffle: bool, micro_batches: int = 1) -> Batches:
