@@ -12,6 +12,7 @@ from harness.plain import regression
 import quik_nb
 from quik_nb import QuikSession
 from quik_nb.__main__ import main
+from quik_nb.history import History
 
 BLOCKED = "import runpy, sys; sys.modules['sklearn'] = None; runpy.run_module('quik_nb', run_name='__main__')"
 """Runs the command line where scikit-learn cannot be imported."""
@@ -226,21 +227,21 @@ def test_a_script_takes_the_options(tmp_path: Path) -> None:
     assert "processes=4" in done.stdout
 
 
-def table(printed: str) -> list[list[str]]:
-    """The rows of the table of epochs, without their times."""
-    return [line.split()[:-1] for line in printed.splitlines() if re.match(r" +\d+ ", line)]
-
-
 def test_the_script_of_the_cluster_trains_alike_on_one_and_two_processes(tmp_path: Path) -> None:
-    """`python main.py` and `python main.py --gpus 2` print equal histories; without GPUs that is two CPU workers."""
-    one = python(tmp_path, str(CLUSTER), "--epochs", "3", "--gpus", "none", "--no-save")
-    two = python(tmp_path, str(CLUSTER), "--epochs", "3", "--gpus", "2", "--no-save")
+    """`python main.py` and `python main.py --gpus 2` have equal histories; without GPUs that is two CPU workers."""
+    one = python(tmp_path, str(CLUSTER), "--epochs", "3", "--gpus", "none", "--base-dir", "one")
+    two = python(tmp_path, str(CLUSTER), "--epochs", "3", "--gpus", "2", "--base-dir", "two")
 
     assert (0, 0) == (one.returncode, two.returncode), one.stderr + two.stderr
-    assert 3 == len(table(one.stdout))
-    assert table(one.stdout) == table(two.stdout)
     assert one.stdout.startswith("in this process on the CPU: device='cpu' was asked for")
     assert two.stdout.startswith("2 workers on ")
+    alone, together = (
+        History.from_jsonl(next(tmp_path.glob(f"{name}/data/run_*/history.jsonl")).read_text())
+        for name in ("one", "two")
+    )
+    assert [0, 1, 2] == [row.epoch for row in together]
+    assert [row.train_loss for row in alone] == pytest.approx([row.train_loss for row in together], rel=1e-5)
+    assert [row.valid_loss for row in alone] == pytest.approx([row.valid_loss for row in together], rel=1e-5)
 
 
 def test_an_error_of_a_script_shows_its_own_lines_alone(tmp_path: Path) -> None:

@@ -112,12 +112,14 @@ def place(request: Request, machine: Machine) -> Placement:
     >>> place(Request(), Machine(cpus=8, gpus=4)).devices
     ('cuda:0', 'cuda:1', 'cuda:2', 'cuda:3')
     >>> place(Request(processes=2), Machine(cpus=8)).reason
-    '2 workers on the CPU, 4 threads each: processes=2 was asked for'
+    '2 workers on the CPU, 4 threads each: processes=2 was asked for, and no GPU was found'
     """
     kind, why_device = _device_kind(request.device, machine)
     processes, why = _process_count(request, kind, machine)
     _check_count(processes, kind, machine)
     devices = _devices(request.device, kind, processes, machine)
+    if why and kind == "cpu" and request.device is None:
+        why = f"{why}, and {why_device}"  # GPUs may have been meant: slower code, not broken code
     why = why or why_device
 
     if processes == 1 and not request.background:

@@ -32,12 +32,17 @@ def files_of(recipe: Recipe) -> Files:
 # ---------------------------------------------------------------------- data
 
 
-def with_data(recipe: Recipe, splits: Mapping[str, Any], target: str | None = None) -> Recipe:
+def with_data(
+    recipe: Recipe,
+    splits: Mapping[str, Any],
+    target: str | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> Recipe:
     """The recipe with other samples; those of the files by date where there are none for training."""
     given = dict(splits)
     if given["train"] is None:
         given = _saved_tensors(files_of(recipe)) | {split: data for split, data in given.items() if data is not None}
-    sources = as_sources(**given, target=target, seed=recipe.settings.seed)
+    sources = as_sources(**given, target=target, seed=recipe.settings.seed, collate_fn=collate_fn)
     return replace(recipe, **{split: sources.get(split) for split in SPLITS})  # type: ignore[arg-type]
 
 

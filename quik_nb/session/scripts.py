@@ -41,7 +41,7 @@ def traverse(train: Callable[[QuikSession], Result], args: Namespace) -> Result:
         RecipeError: `train` takes something else than a session, or a setting cannot be used.
     """
     __tracebackhide__ = True
-    show_errors_briefly()
+    show_errors_briefly()  # before there is a session: its settings may be wrong
     _check_form(train)
     return train(QuikSession.from_args(args))
 

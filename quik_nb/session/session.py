@@ -41,6 +41,7 @@ from quik_nb.session.recipe_builder import (
     with_step,
 )
 from quik_nb.session.run import Run
+from quik_nb.session.script_errors import show_errors_briefly
 from quik_nb.session.summary import summary_html, summary_text
 from quik_nb.session.training_runs import Call, TrainingRuns, checked_loop
 from quik_nb.storage.files import load_into, read_weights
@@ -48,6 +49,7 @@ from quik_nb.storage.run_folder import latest_folder, read_run, saved_weights, w
 from quik_nb.storage.session_file import export, read_session, write_session
 from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.evaluate import evaluate, predict
+from quik_nb.training.world import World
 
 
 class QuikSession:
@@ -82,13 +84,21 @@ class QuikSession:
             warm_up()  # workers are likely, and a server that is ready saves their first start two seconds
 
     @classmethod
-    def from_args(cls, namespace: Namespace) -> Self:
-        """A session with the settings that were given on a command line, as `arguments.add_arguments` reads them.
+    def from_args(cls, args: Namespace, ignore: Iterable[str] = ()) -> Self:
+        """A session with the settings of a command line, as `quik_nb.add_learn_args(parser)` reads them.
+
+        In a script, an error that nobody catches is shown without the frames of quik_nb and torch from here on.
 
         Args:
-            namespace: of a parser's `parse_args()`; what is not a setting is left to its owner.
+            args: of `parser.parse_args()`; names of older scripts (`gpus`, `bs`, `learning_rate`, ...) are understood,
+                and what is not a setting is left to its owner.
+            ignore: names of the script's own that look like a setting.
+
+        Raises:
+            RecipeError: a value cannot be used, or a name is almost one of a setting.
         """
-        return cls(**settings_from(namespace))
+        show_errors_briefly()
+        return cls(**settings_from(args, ignore))
 
     @property
     def settings(self) -> Settings:
@@ -97,7 +107,15 @@ class QuikSession:
 
     # ------------------------------------------------------------------ what to train
 
-    def add_data(self, train: Any = None, valid: Any = None, test: Any = None, *, target: str | None = None) -> Self:
+    def add_data(
+        self,
+        train: Any = None,
+        valid: Any = None,
+        test: Any = None,
+        *,
+        target: str | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> Self:
         """Set the samples to train on, and those to validate and test on.
 
         Args:
@@ -107,12 +125,13 @@ class QuikSession:
             valid: the same, or a share such as 0.2 or a number of samples, cut from `train` by the seed.
             test: likewise.
             target: the name of the target column of a DataFrame.
+            collate_fn: makes a batch of a list of samples, for datasets; a `DataLoader` has its own.
 
         Raises:
-            RecipeError: the data cannot be used; the message says what to type instead.
+            RecipeError: the data cannot be used; the message says what to pass instead.
         """
         splits = {"train": train, "valid": valid, "test": test}
-        return self._changed("add_data", lambda recipe: with_data(recipe, splits, target))
+        return self._changed("add_data", lambda recipe: with_data(recipe, splits, target, collate_fn))
 
     def add_model(
         self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None
@@ -297,6 +316,11 @@ class QuikSession:
         return self
 
     # ------------------------------------------------------------------ how it stands
+
+    @property
+    def world(self) -> World:
+        """This process among the ranks, outside of loops too: rank 0 of 1, as a session starts its own workers."""
+        return World(device=self._device)
 
     @property
     def model(self) -> nn.Module:

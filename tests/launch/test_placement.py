@@ -54,8 +54,9 @@ REASONS: list[tuple[Request, Machine, str]] = [
     (Request(), LAPTOP, "in this process on the CPU: no GPU was found"),
     (Request(), ONE_GPU, "in this process on cuda:0: a GPU is there"),
     (Request(device="cpu"), EIGHT, "in this process on the CPU: device='cpu' was asked for"),
-    (Request(2), LAPTOP, "2 workers on the CPU, 4 threads each: processes=2 was asked for"),
-    (Request(8), LAPTOP, "8 workers on the CPU, 1 thread each: processes=8 was asked for"),
+    (Request(2), LAPTOP, "2 workers on the CPU, 4 threads each: processes=2 was asked for, and no GPU was found"),
+    (Request(8), LAPTOP, "8 workers on the CPU, 1 thread each: processes=8 was asked for, and no GPU was found"),
+    (Request(2, "cpu"), EIGHT, "2 workers on the CPU, 32 threads each: processes=2 was asked for"),
     (Request(), EIGHT, f"8 workers on {', '.join(GPUS)}: 8 GPUs are there"),
 ]
 

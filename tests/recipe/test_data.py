@@ -80,6 +80,18 @@ def test_shuffled_data_of_any_kind(kind: str, default_dtype_float64: None) -> No
     assert distance(expected.model, session.model) <= ROUNDING
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_workers_that_load_a_dataset_change_nothing(processes: int, default_dtype_float64: None) -> None:
+    """`num_workers` loads training and validation samples elsewhere, also in the ranks' own workers: same numbers."""
+    alone = regression(epochs=2).add_data(train=Fetched(), valid=Fetched())
+    helped = regression(epochs=2, num_workers=2, processes=processes).add_data(train=Fetched(), valid=Fetched())
+    alone.train()
+    helped.train()
+
+    assert distance(alone.model, helped.model) <= ROUNDING
+    assert alone.history.valid_loss.tolist() == pytest.approx(helped.history.valid_loss.tolist())
+
+
 @pytest.fixture
 def default_dtype_float64() -> Iterator[None]:
     """Arrays become tensors of torch's default dtype; float64 makes them comparable."""
@@ -501,6 +513,31 @@ def test_inputs_of_a_model_that_takes_several() -> None:
 
         assert torch.equal(expected, session.predict((x, 2 * x)))
         assert torch.equal(expected, session.predict((x, 2 * x, y)))
+
+
+def test_a_collate_function_for_datasets() -> None:
+    """`add_data(dataset, collate_fn=...)` makes the batches of all splits that are datasets, shares too."""
+    calls: list[int] = []
+
+    def collate(items: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        calls.append(len(items))
+        return stacked(items)
+
+    session = regression(epochs=1).add_data(Fetched(), valid=0.2, collate_fn=collate)
+    session.train()
+    assert len(Fetched()) == sum(calls)
+
+
+def test_a_collate_function_that_would_not_be_called_is_told() -> None:
+    """Beside tensors in memory or a DataLoader, a collate function is an error, as it would do nothing."""
+    session = regression(epochs=1)
+
+    with pytest.raises(RecipeError, match="train is tensors in memory, which are sliced"):
+        session.add_data(numbers(20), collate_fn=stacked)
+    with pytest.raises(RecipeError, match=r"beside a DataLoader of train.*DataLoader\(..., collate_fn="):
+        session.add_data(DataLoader(Fetched()), collate_fn=stacked)
+    with pytest.raises(RecipeError, match="collate_fn='stack' is no function"):
+        session.add_data(Fetched(), collate_fn="stack")  # type: ignore[arg-type]
 
 
 def samples_of(items: list[Any]) -> Dataset[Any]:

@@ -4,6 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 import pytest
+from harness.kernel import Kernel
 
 import quik_nb
 from quik_nb import QuikSession, RecipeError, add_learn_args
@@ -60,3 +61,31 @@ def test_causes_are_shown_briefly_too() -> None:
         if words in text
     ]
     assert "cli_options.py" not in text
+
+
+def test_who_am_i_outside_of_a_loop() -> None:
+    """`session.world` says rank 0 of 1 in the process that builds the session."""
+    world = QuikSession(device="cpu").world
+
+    assert (0, 1, True, False) == (world.rank, world.world_size, world.is_logger, world.is_ddp)
+    assert "cpu" == str(world.device)
+
+
+def test_a_kernel_reads_no_command_line(kernel: Kernel) -> None:
+    """In a notebook, options are not looked for in the kernel's own command line; there are the defaults."""
+    shown = kernel.ok(
+        "import quik_nb\n"
+        "args = quik_nb.add_learn_args(epochs=7).parse_args()\n"
+        "quik_nb.traverse(lambda session: print(session.settings.epochs, session.world.rank), args)"
+    )
+
+    assert "7 0" == shown.text.strip()
+
+
+@pytest.mark.parametrize("name", ["QuikSession", "Settings"])
+def test_shift_tab_in_a_kernel_tells_the_settings(kernel: Kernel, name: str) -> None:
+    """What Shift-Tab shows of a session has each setting with its meaning and default."""
+    kernel.ok("from quik_nb import QuikSession, Settings")
+    shown = kernel.ok(f"from IPython import get_ipython\nprint(get_ipython().inspector.info({name})['docstring'])").text
+
+    assert "batch_size: samples per optimizer step over all ranks (default: 64)" in shown
