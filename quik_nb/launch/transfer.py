@@ -149,7 +149,7 @@ def save(value: Any, path: Path, name: str) -> None:
 
 def _culprits(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """The innermost parts that cannot be pickled, with their paths."""
-    if depth > 8 or isinstance(value, Tensor) or _pickles(value):
+    if depth > 8 or isinstance(value, Tensor) or pickling.can_pickle(value):
         return
     found = False
     for label, part in _parts(value):
@@ -187,14 +187,6 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 def _methods(value: Any) -> Iterator[tuple[str, Any]]:
     """The functions of its class; those of a class from a cell travel by value, with the globals that they use."""
     yield from ((f".{name}", part) for name, part in vars(type(value)).items() if isinstance(part, FunctionType))
-
-
-def _pickles(value: Any) -> bool:
-    try:
-        pickling.dumps(value)
-    except Exception:  # any reason makes it a culprit
-        return False
-    return True
 
 
 def write_job(job: Job, folder: Path) -> None:

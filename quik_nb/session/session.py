@@ -421,7 +421,7 @@ class QuikSession:
         if isinstance(label_names, str) or any(isinstance(name, torch.Tensor) for name in names or ()):
             raise RecipeError(
                 f"report: label_names are names of classes, in order, and not {label_names!r}: "
-                f"type report(split=...) for a split or for data, report(['cat', 'dog']) for names."
+                f"use report(split=...) for a split or for data, report(['cat', 'dog']) for names."
             )
         recipe, name = self._checked("report", "model", "criterion"), split if isinstance(split, str) else "data"
         return report(recipe, self._source(split), self._device, names, name)
@@ -449,7 +449,7 @@ class QuikSession:
         if not 0 < start < end or steps < 1:
             raise RecipeError(
                 f"lr_find(start={start!r}, end={end!r}, steps={steps!r}): the rate grows from start to end in steps, "
-                f"so type numbers such as lr_find(start=1e-6, end=1.0, steps=100)."
+                f"so pass numbers such as lr_find(start=1e-6, end=1.0, steps=100)."
             )
         return RateTest(range_test(recipe, self._device, start, end, steps))
 
@@ -457,7 +457,7 @@ class QuikSession:
         """The recipe, with the weights of the last row, if these parts are set."""
         calls = [call for part, call in self._recipe.missing_steps().items() if part in parts]
         if calls:
-            raise RecipeError(f"{what} needs more; still to type: " + ", ".join(f".{call}" for call in calls))
+            raise RecipeError(f"{what} needs more; missing: " + ", ".join(f".{call}" for call in calls))
         self._runs.report_failure()
         return replace(self._recipe, model=self.model)
 

@@ -46,3 +46,16 @@ def dumps(value: Any) -> bytes:
     packed = io.BytesIO()
     Pickler(packed).dump(value)
     return packed.getvalue()
+
+
+def can_pickle(value: Any) -> bool:
+    """Whether a value can be written: anything may be in a recipe, and only trying tells.
+
+    >>> can_pickle(lambda x: 2 * x), can_pickle(open)
+    (True, True)
+    """
+    try:
+        dumps(value)
+    except Exception:  # whatever the reason, it cannot
+        return False
+    return True

@@ -4,7 +4,6 @@ The file is written with cloudpickle, so that classes and functions from noteboo
 runs code: read only files that you trust. `export` writes the weights alone as safetensors, which can hold no code.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def write_session(recipe: Recipe, state: TrainingState, model_factory: Any, path
         CheckpointError: a part cannot be written; the message names it.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, and a session is a file: type save({str(path / 'session.pt')!r}).")
+        raise CheckpointError(f"{path} is a folder, and a session is a file: use save({str(path / 'session.pt')!r}).")
     before = state.trained_by
     same = {split: before is not None and getattr(before, split) is getattr(recipe, split) for split in SPLITS}
     samples: dict[str, Any] = {split: compact(getattr(recipe, split)) for split in SPLITS}
@@ -52,20 +51,11 @@ def write_session(recipe: Recipe, state: TrainingState, model_factory: Any, path
     try:
         write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=pickling)
     except Exception as error:  # anything may be in a recipe
-        culprits = ", ".join(_culprits(recipe)) or "a part of it"
+        culprits = ", ".join(n for n, part in vars(recipe).items() if not pickling.can_pickle(part)) or "a part of it"
         raise CheckpointError(
             f"The session cannot be saved, since its {culprits} cannot be written ({error}): replace that step, save, "
             f"and put it back. The weights alone are saved by torch.save(session.model.state_dict(), path)."
         ) from error
-
-
-def _culprits(recipe: Recipe) -> Iterator[str]:
-    """The parts of a recipe that cannot be pickled."""
-    for name, part in vars(recipe).items():
-        try:
-            pickling.dumps(part)
-        except Exception:  # any reason makes it a culprit
-            yield name
 
 
 def read_session(path: Path) -> tuple[Recipe, TrainingState, Any]:
@@ -109,7 +99,7 @@ def export(model: nn.Module, path: Path) -> None:
             "export writes safetensors, and that package is not installed here: pip install 'quik_nb[safetensors]'"
         ) from error
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: type export({str(path / 'model.safetensors')!r}).")
+        raise CheckpointError(f"{path} is a folder: use export({str(path / 'model.safetensors')!r}).")
     path.parent.mkdir(parents=True, exist_ok=True)
     # copies, since tied weights, which share their memory, are refused
     state = {key: value.contiguous() for key, value in to_cpu_copy(model.state_dict()).items()}

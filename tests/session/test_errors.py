@@ -85,7 +85,7 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "listener": (lambda s: s.on("epoch_end", "print"), "'print' is no function"),
     "split": (lambda s: s.predict("vaild"), "no split 'vaild': did you mean 'valid'"),
     "loop": (lambda s: s.traverse(3), r"3 is no function of a loop: use session.traverse\(loop\)"),
-    "names of a report": (lambda s: s.report("test"), r"not 'test': type report\(split=...\)"),
+    "names of a report": (lambda s: s.report("test"), r"not 'test': use report\(split=...\)"),
     "columns of one name": (
         lambda s: s.add_data(train=pd.DataFrame([[1.0, 2.0, 3.0]], columns=["a", "a", "b"]), target="b"),
         "several columns of the name 'a'",
