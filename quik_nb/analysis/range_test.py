@@ -18,6 +18,7 @@ from quik_nb.events import Event
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.job import Job
 from quik_nb.training.loop import Loop
+from quik_nb.training.progress import unsaved_buffers
 from quik_nb.training.pytree import to_cpu_copy
 from quik_nb.training.rank import loop_of
 from quik_nb.training.world import World
@@ -80,7 +81,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
     """Whatever is trained inside, weights, buffers, modes and the device of a model are afterwards as they were."""
     home = next(model.parameters()).device
     state = to_cpu_copy(model.state_dict())
-    loose = {name: to_cpu_copy(b) for name, b in model.named_buffers() if name not in state}  # those that are not saved
+    loose = to_cpu_copy(unsaved_buffers(model))
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Training in this process: the model is trained in place, and rolled back to its last row where the run fails."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,7 @@ from quik_nb.launch.placement import Placement
 from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import LocalCommands
 from quik_nb.training.job import Emit, Job
-from quik_nb.training.progress import Snapshot
+from quik_nb.training.progress import Snapshot, unsaved_buffers
 from quik_nb.training.rank import run_rank
 from quik_nb.training.world import World
 
@@ -35,7 +36,9 @@ class InProcess:
         self.saver = saver
         self.commands = LocalCommands()
 
-        self._last = Snapshot(self.model.state_dict(), job.progress).copy()
+        self._last = Snapshot(
+            self.model.state_dict(), replace(job.progress, unsaved_buffers=unsaved_buffers(self.model))
+        ).copy()
         self._is_saving = False
         self._has_finished = False
         self._is_over = False
@@ -70,7 +73,7 @@ class InProcess:
         """Roll a training that did not come to its end back to its last row, and write its state."""
         self._is_over = True
         if not self._has_finished:
-            self.model.load_state_dict(self._last.weights)
+            self._last.load_into(self.model)
 
         if self._is_saving and self.saver is not None:
             self.saver.close(self._last)

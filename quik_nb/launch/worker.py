@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,13 +18,15 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from quik_nb.events import Event, Notice, Output
+from quik_nb.events import EpochEnd, Event, Notice, Output
 from quik_nb.launch.failure import capture
+from quik_nb.launch.process_state import ProcessState, send_logs
 from quik_nb.launch.stdlib_patches import keep_sockets_in
 from quik_nb.launch.transfer import read_job
 from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import AHEAD, SharedCommands
-from quik_nb.training.job import Job
+from quik_nb.training.job import Emit, Job
+from quik_nb.training.notebook_objects import changed, fingerprints, objects_of
 from quik_nb.training.rank import run_rank
 from quik_nb.training.world import World, join
 
@@ -47,8 +49,8 @@ class WorkerConfig:
     """seconds"""
     prints: bool
     """whether what this rank prints is sent to the launching process"""
-    environment: dict[str, str] = field(default_factory=dict)
-    """environment variables of the launching process, which may have changed since the server started"""
+    state: ProcessState
+    """of the launching process, which may have changed since the server started"""
     job: Job | None = None
     """the job itself, where the worker is a plain fork"""
 
@@ -99,8 +101,8 @@ def _reset_inherited_state(config: WorkerConfig, sender: "EventSender") -> None:
     # first of all and before any tensor operation: a forked child must not use thread pools that stayed with the parent
     torch.set_num_threads(config.threads)
 
-    os.environ.clear()
-    os.environ.update(config.environment)
+    config.state.restore()
+    send_logs(sender.send if config.prints else None)
     if config.devices[0] == "cpu" or len(config.devices) > 1:  # one machine: nothing of ours faces the network
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -131,7 +133,43 @@ def _join(config: WorkerConfig) -> World:
 
 def _train(config: WorkerConfig, job: Job, world: World, sender: "EventSender") -> None:
     commands = SharedCommands(config.commands, config.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
-    run_rank(job, world, commands, config.saver, sender.send if world.is_logger else partial(send_notices, sender))
+    emit = sender.send if world.is_logger else partial(send_notices, sender)
+    run_rank(job, world, commands, config.saver, partial(emit_and_tell, emit, NotebookCopies(job)))
+
+
+class NotebookCopies:
+    """The copies that a worker has of the notebook's lists, dicts and counters.
+
+    Args:
+        job: whose functions read them.
+    """
+
+    def __init__(self, job: Job) -> None:
+        own_loop = job.loop if job.has_own_loop else None
+        self.functions = (job.recipe.step, own_loop, *job.recipe.metrics.values())
+        self.before = fingerprints(objects_of(*self.functions))
+
+    def changed(self) -> list[str]:
+        """The names of those that were changed here since the last look."""
+        now = fingerprints(objects_of(*self.functions))
+        names, self.before = changed(self.before, now), now
+        return names
+
+
+def emit_and_tell(emit: Emit, copies: NotebookCopies, event: Event) -> None:
+    """Emit an event; at an epoch's end, tell of changes that will not be seen in the notebook."""
+    emit(event)
+    if not isinstance(event, EpochEnd):
+        return
+    for name in copies.changed():
+        emit(
+            Notice(
+                f"changed in a worker: {name}",
+                f"{name} was changed in a worker, which has a copy of it, and the notebook's own stays as it was. Have "
+                f"the step return StepOutput(loss, values={{'name': number}}) for a column of the history, take epoch "
+                f"as a parameter of the step to know where it stands, or train with processes=1.",
+            )
+        )
 
 
 def send_notices(sender: "EventSender", event: Event) -> None:

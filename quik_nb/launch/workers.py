@@ -4,6 +4,7 @@ Each worker runs the same loop as this process would (`worker.py`). Rank 0's eve
 as a checkpoint file that it writes before it sends the event that tells of it.
 """
 
+import logging
 import os
 import pickle
 import shutil
@@ -25,6 +26,7 @@ from quik_nb.events import Event, RunEnd
 from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_frames, stack_frames
 from quik_nb.launch.forkserver import context, starting
 from quik_nb.launch.placement import Placement
+from quik_nb.launch.process_state import ProcessState, handle_log
 from quik_nb.launch.transfer import SCRATCH, write_job
 from quik_nb.launch.worker import DONE, WorkerConfig, work
 from quik_nb.storage.checkpointer import CHECKPOINT, Checkpointer, read_checkpoint
@@ -185,7 +187,7 @@ class Workers:
             saver=self.saver,
             timeout=settings.timeout,
             prints=True,
-            environment=dict(os.environ),
+            state=ProcessState.capture(),
             job=self.job if self._data is None else None,
         )
         start_context = context(placement.start_method)
@@ -223,6 +225,8 @@ class Workers:
             elif isinstance(message, Failure):
                 worker.has_failed = True
                 self._failures.append(message)
+            elif isinstance(message, logging.LogRecord):
+                handle_log(message)
             else:
                 self._inbox.append(message)
 

@@ -180,6 +180,11 @@ class Settings:
         "names of parameters that are not trained: 'encoder' or 'encoder.*, *.bias'",
         PATTERNS,
     )
+    eval_modules: str | None = _setting(
+        None,
+        "names of parts of the model that stay in evaluation mode while it trains: 'encoder' or 'encoder.*, *.norm'",
+        PATTERNS,
+    )
     compile: bool = _setting(False, "run the model through torch.compile", SWITCH, "where")
     start_method: str = _setting(
         "forkserver",

@@ -158,6 +158,12 @@ def _names(recipe: Recipe, model: nn.Module) -> Iterator[str]:
                 parents = {name.rsplit(".", 1)[0] for name in names}
                 yield f"{where}: {part!r} fits no parameter of {type(model).__name__}: {suggest(part, parents)}"
 
+    parts = [name for name, _ in model.named_modules() if name]
+    for part in map(str.strip, (recipe.settings.eval_modules or "").split(",")):
+        if part and not any(fits(name, part) for name in parts):
+            where = f"eval_modules={recipe.settings.eval_modules!r}"
+            yield f"{where}: {part!r} fits no part of {type(model).__name__}: {suggest(part, parts)}"
+
 
 def _dtypes(recipe: Recipe, train: Tensors) -> Iterator[str]:
     criterion = recipe.criterion.target if isinstance(recipe.criterion, Spec) else type(recipe.criterion)

@@ -49,6 +49,7 @@ from quik_nb.storage.run_folder import latest_folder, read_run, saved_weights, w
 from quik_nb.storage.session_file import export, read_session, write_session
 from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.evaluate import evaluate, predict
+from quik_nb.training.progress import Snapshot
 from quik_nb.training.world import World
 
 
@@ -551,6 +552,7 @@ class QuikSession:
         session._recipe = saved.state.trained_by or session._recipe
         session._runs.state = saved.state
         load_into(session.model, saved.weights, str(where))
+        Snapshot(saved.weights, saved.state.progress).load_into(session.model)
         return session
 
     def save(self, path: str | Path) -> Path:

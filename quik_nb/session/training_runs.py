@@ -191,7 +191,7 @@ class TrainingRuns:
             return
         snapshot = run.snapshot()
         if snapshot is not None:
-            model.load_state_dict(snapshot.weights)
+            snapshot.load_into(model)
         self._row_of_model = row
 
     def show(self, view: str | bool, title: str) -> None:
@@ -246,7 +246,7 @@ class ComingState:
             CheckpointError: there were rows, and their state is gone.
         """
         if outcome is not None:
-            self._model.load_state_dict(outcome.weights)
+            outcome.load_into(self._model)
         if outcome is not None and outcome.row is not None:
             self._add_unreported(outcome.row)
             self._runs.state = replace(self._begun, history=self.history.copy(), progress=outcome.progress)

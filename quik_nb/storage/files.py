@@ -107,12 +107,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     value = read(path)
     if isinstance(value, dict) and set(value) == CHECKPOINT_PARTS:
         value = value["model"]
-    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), Mapping):  # as Lightning and many scripts save
+        value = dict(value["state_dict"])
+    if not isinstance(value, dict) or not all(_is_weight(key, part) for key, part in value.items()):
         raise CheckpointError(
             f"{path.name} holds a {type(value).__name__} that is no state_dict: "
             f"pass a file that torch.save(model.state_dict(), path) or quik_nb wrote."
         )
     return value
+
+
+def _is_weight(key: object, value: object) -> bool:
+    """Whether it may be a part of a state dict: a tensor, or what a module's `get_extra_state` gave."""
+    return isinstance(value, Tensor) or str(key).endswith("_extra_state")
 
 
 def read(path: Path, trusted: bool = False) -> Any:
@@ -153,6 +160,7 @@ def load_into(model: nn.Module, state: StateDict, origin: str) -> None:
         CheckpointError: the weights are of another model.
     """
     own = model.state_dict()
+    state = under_own_names(state, own)
     missing = [key for key in own if key not in state]
     foreign = [key for key in state if key not in own]
     shapes = [
@@ -167,6 +175,24 @@ def load_into(model: nn.Module, state: StateDict, origin: str) -> None:
         parts += [f"Other shapes: {_few(shapes)}."] if shapes else []
         raise CheckpointError(" ".join([*parts, "Build the model with the sizes it was saved with."]))
     model.load_state_dict(state)
+
+
+def under_own_names(state: StateDict, own: StateDict) -> StateDict:
+    """A state dict under the names of a model, where only wrappers of torch make them differ.
+
+    DistributedDataParallel puts `module.` before each name, and torch.compile `_orig_mod.` before those of a part.
+
+    >>> under_own_names({"module.layer._orig_mod.weight": 1}, {"layer.weight": 0})
+    {'layer.weight': 1}
+    """
+    if set(state) == set(own):
+        return state
+    plain = {_without_wrappers(key): key for key in own}
+    return {plain.get(_without_wrappers(key), key): value for key, value in state.items()}
+
+
+def _without_wrappers(key: str) -> str:
+    return ".".join(part for part in key.removeprefix("module.").split(".") if part != "_orig_mod")
 
 
 def _few(names: list[str], most: int = 5) -> str:

@@ -12,6 +12,8 @@ from types import CodeType
 from typing import Any, ClassVar
 
 import cloudpickle
+from torch import nn
+from torch.nn.utils import parametrize
 
 _Reduced = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -26,9 +28,32 @@ def _restored(make: Callable[..., CodeType], parts: tuple[Any, ...], file: str) 
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, with the file of each code object beside it."""
+    """cloudpickle's, with the file of each code object beside it, and for parametrized modules, too."""
 
     dispatch_table: ClassVar = ChainMap({CodeType: _with_its_file}, cloudpickle.Pickler.dispatch_table)
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, nn.Module) and parametrize.is_parametrized(value):
+            return parametrized, (type(value).__bases__[0], dict(vars(value)))
+        return super().reducer_override(value)
+
+
+def parametrized(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
+    """A module with parametrizations, such as spectral_norm's, as it was pickled.
+
+    torch gives such a module a class of its own, with a property for each parametrized tensor, and refuses to pickle
+    it. Its state pickles like any other; the class is made again.
+
+    Args:
+        kind: the module's class without parametrizations.
+        state: what the module holds.
+    """
+    module = kind.__new__(kind)
+    vars(module).update(state)
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        parametrize._inject_property(module, str(name))
+    return module
 
 
 def dumps(value: Any) -> bytes:

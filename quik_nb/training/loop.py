@@ -43,7 +43,8 @@ from quik_nb.training.job import Checkpoint, Emit, Job
 from quik_nb.training.monitor import Monitor
 from quik_nb.training.parallel import Agreement
 from quik_nb.training.precision import Autocast
-from quik_nb.training.progress import Progress, Snapshot
+from quik_nb.training.progress import Progress, Snapshot, unsaved_buffers
+from quik_nb.training.train_mode import begin_training_mode
 from quik_nb.training.world import World
 
 
@@ -171,7 +172,7 @@ class Loop:
         """The epochs still to train: a run that goes on starts where it stood."""
         position = self._position
         while position.epoch < self._job.epochs and not self.reason:
-            self.model.train()
+            begin_training_mode(self.model, self.settings.eval_modules)
             rng.seed_all(rng.epoch_seed(self.settings.seed, position.epoch, self.world.rank))
             self._record.start_clock()
 
@@ -487,6 +488,7 @@ class Loop:
         progress = Progress(
             epoch=self._position.epoch,
             step=self._position.step,
+            unsaved_buffers=unsaved_buffers(self._engine.eval_model),
             **within,
             **self._monitor.state(),
             **self._engine.updater.state(),

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from quik_nb.events import Row
 from quik_nb.training import rng
 from quik_nb.training.pytree import to_cpu_copy
@@ -46,6 +48,8 @@ class Progress:
     """names and shapes of the parameters that the optimizer's moments belong to"""
     average: dict[str, Any] | None = None
     """averaged weights, the trained ones behind them, and the number of steps they average"""
+    unsaved_buffers: dict[str, Any] | None = None
+    """the non-persistent buffers of the model by name, which no state dict has"""
     epochs_without_improvement: int = 0
     """epochs since that one, for early stopping"""
     rng_states: list[rng.State] | None = None
@@ -73,6 +77,18 @@ class Progress:
         return Progress(**{name: to_cpu_copy(getattr(self, name)) for name in Progress.__dataclass_fields__})
 
 
+def unsaved_buffers(model: nn.Module) -> dict[str, Any]:
+    """The non-persistent buffers of a model by name.
+
+    >>> model = nn.Module()
+    >>> model.register_buffer("seen", torch.zeros(1), persistent=False)
+    >>> list(unsaved_buffers(model))
+    ['seen']
+    """
+    saved = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+
+
 class Snapshot(NamedTuple):
     """The state of a training after the last row that was shown."""
 
@@ -80,6 +96,14 @@ class Snapshot(NamedTuple):
     progress: Progress
     row: Row | None = None
     """that last row, which a worker that was killed may have kept and not have told of; None before the first"""
+
+    def load_into(self, model: nn.Module) -> None:
+        """Put the weights into a model, and the buffers that no state dict has."""
+        model.load_state_dict(self.weights)
+        buffers = self.progress.unsaved_buffers or {}
+        for name, buffer in model.named_buffers():
+            if name in buffers and buffers[name].shape == buffer.shape:
+                buffer.copy_(buffers[name])
 
     def copy(self) -> "Snapshot":
         """The same on the CPU, which later training does not change."""

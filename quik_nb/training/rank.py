@@ -17,7 +17,7 @@ from quik_nb.training.forward import ForwardStep, criterion_on
 from quik_nb.training.job import Checkpoint, Emit, Job
 from quik_nb.training.loop import Loop, Saves
 from quik_nb.training.optimizers import freeze
-from quik_nb.training.train_mode import preserve_training_mode
+from quik_nb.training.train_mode import preserve_training_mode, tell_modes
 from quik_nb.training.world import World
 
 
@@ -73,6 +73,7 @@ def loop_of(
         model.zero_grad()
         given_back.callback(model.zero_grad)
         given_back.callback(unfreeze, list(freeze(model, recipe.settings.freeze)))
+        tell_modes(model, recipe.settings.eval_modules, tell)
 
         criterion = given_back.enter_context(criterion_on(recipe, world.device))
         train_step = ForwardStep(recipe, criterion, recipe.train)

@@ -36,8 +36,8 @@ def capture() -> Switches:
 def restore(switches: Switches) -> None:
     """Set the switches as `capture` found them."""
     torch.set_default_dtype(switches["default_dtype"])
-    warn_only = switches["deterministic_warn_only"]
-    torch.use_deterministic_algorithms(switches["deterministic"], warn_only=warn_only)
+    deterministic, warn_only = switches["deterministic"]
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
     # first the precision, which sets TF32 of products as well
     torch.set_float32_matmul_precision(switches["matmul_precision"])

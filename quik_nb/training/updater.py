@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.data.batch import Batch
+from quik_nb.training.ema import AveragedWeights
 from quik_nb.training.forward import EPS
 from quik_nb.training.metrics import exact
 from quik_nb.training.optimizers import make_optimizer, trained_parameters
@@ -96,14 +96,9 @@ class Updater:
         self.optimizer = make_optimizer(recipe, model)
         self.schedule: Schedule
         self.scaler = torch.amp.GradScaler("cuda") if scaled else None
-        self.average = self._make_average()
+        ema = recipe.settings.ema
+        self.average = AveragedWeights(model, ema) if ema is not None else None
         self.norms = GradientNorms()
-
-    def _make_average(self) -> AveragedModel | None:
-        if self.recipe.settings.ema is None:
-            return None
-        average = get_ema_multi_avg_fn(self.recipe.settings.ema)  # type: ignore[no-untyped-call]
-        return AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
 
     def restore(self, progress: Progress, last: int, steps_per_epoch: int | None) -> None:
         """Make the schedule and put back the state of an earlier training.
@@ -126,7 +121,7 @@ class Updater:
         present, averaged = self.model.state_dict(), saved["averaged"]
         if same(*({name: value.cpu() for name, value in state.items()} for state in (present, averaged))):
             self.average.module.load_state_dict(averaged)
-            self.average.n_averaged.fill_(saved["count"])
+            self.average.count = saved["count"]
             self.model.load_state_dict(saved["trained"])
 
     # ------------------------------------------------------------------ a step
@@ -173,7 +168,7 @@ class Updater:
 
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         self.schedule.end_step()
 
     # ------------------------------------------------------------------ state
@@ -200,7 +195,7 @@ class Updater:
         return {
             "averaged": self.average.module.state_dict(),
             "trained": self.model.state_dict(),
-            "count": int(self.average.n_averaged),
+            "count": self.average.count,
         }
 
 
