@@ -33,6 +33,11 @@ class Listeners:
         """Remove the functions of one event, or all of them."""
         self._pairs = [pair for pair in self._pairs if event is not None and pair[0] != event]
 
+    @property
+    def functions(self) -> list[Callable[[Any], None]]:
+        """All of them, for whichever event."""
+        return [function for _, function in self._pairs]
+
     def call(self, event: Any) -> None:
         """Call those that wait for events of this kind; what they raise comes through."""
         name = EVENTS.get(type(event).__name__)

@@ -63,6 +63,16 @@ def _tensor_tuple(value: Any) -> Any:
 # ---------------------------------------------------------------------- model
 
 
+def uncompiled(model: Any) -> Any:
+    """The module that `torch.compile` wrapped, whose names and class are the user's own; anything else as it is."""
+    return getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
+
+
+def with_compile(recipe: Recipe) -> Recipe:
+    """The recipe of a model that was compiled by hand."""
+    return replace(recipe, settings=replace(recipe.settings, compile=True))
+
+
 def build_model(
     model: nn.Module | ModelFactory, seed: int, state_dict: Mapping[str, Any] | str | Path | None = None
 ) -> nn.Module:

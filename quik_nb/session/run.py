@@ -271,6 +271,10 @@ class Run:
         elif count == 2 and not self._ending:  # once only: a further one would break the ending off half way
             raise KeyboardInterrupt
 
+    def tell(self, notice: Notice) -> None:
+        """Tell the user something, unless it was told before."""
+        self._take(notice)
+
     def _take(self, event: Event) -> None:
         is_new = isinstance(event, Notice) and event.cause not in self.record.notices
         self.record.record(event)

@@ -33,6 +33,8 @@ from quik_nb.session.recipe_builder import (
     build_model,
     call_factory,
     files_of,
+    uncompiled,
+    with_compile,
     with_criterion,
     with_data,
     with_metrics,
@@ -142,7 +144,8 @@ class QuikSession:
         The same module again, as in a cell that is run again, changes nothing; `reset()` starts again with it.
 
         Args:
-            model: a module, which is trained in place, or a function or class that makes one (under the seed).
+            model: a module, which is trained in place, or a function or class that makes one (under the seed). One that
+                went through `torch.compile` is trained and saved under its own names, with `compile=True`.
             state_dict: weights to start from, as a mapping or as the path of a file.
 
         Raises:
@@ -150,6 +153,8 @@ class QuikSession:
             CheckpointError: `state_dict` does not fit.
         """
         self._before_change("add_model")
+        if (original := uncompiled(model)) is not model:
+            model, self._recipe = original, with_compile(self._recipe)
         if model is self._recipe.model and state_dict is None:
             return self
         module = build_model(model, self.settings.seed, state_dict)

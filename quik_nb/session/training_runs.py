@@ -18,10 +18,10 @@ from typing import Any
 from torch import nn
 
 from quik_nb.errors import CheckpointError, RecipeError
-from quik_nb.events import EpochEnd, Event, Row
+from quik_nb.events import EpochEnd, Event, Notice, Row
 from quik_nb.history import History
 from quik_nb.launch.placement import Machine, Placement, Request, place
-from quik_nb.launch.start import launch
+from quik_nb.launch.start import LAUNCHERS, launch
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.validate import check
 from quik_nb.session.listeners import Listeners
@@ -32,6 +32,7 @@ from quik_nb.storage.files import Files
 from quik_nb.storage.run_folder import RunFolder, new_folder
 from quik_nb.training.carry_over import TrainingState, continue_from
 from quik_nb.training.job import Job, fit
+from quik_nb.training.notebook_objects import objects_of, shared
 from quik_nb.training.progress import Snapshot
 from quik_nb.views.choose import choose, runs_headless
 
@@ -134,11 +135,27 @@ class TrainingRuns:
             controls = None if interrupts is None else run
             view, _ = choose(settings.view, coming.history, controls, settings.name, str(begun.folder or ""))
             run.attach(view)
+            if LAUNCHERS[placement.launcher].creates_processes:
+                self._tell_shared_objects(job, run)
             if interrupts is not None and interrupts.count:
                 raise KeyboardInterrupt("the training was not begun")
             undo.pop_all()
         self._active_folder = begun.folder
         return run
+
+    def _tell_shared_objects(self, job: Job, run: Run) -> None:
+        """Tell of what callbacks in this process and a step in workers both reach for, and do not share."""
+        step = objects_of(job.recipe.step, job.loop if job.has_own_loop else None)
+        for name in shared(step, objects_of(*self.listeners.functions)):
+            run.tell(
+                Notice(
+                    f"shared with a callback: {name}",
+                    f"{name} is read by the step and by a callback. The step trains in workers, each with a copy of "
+                    f"{name}, so what the callback changes is not seen there. Take epoch as a parameter of the step "
+                    f"to know where it stands, return StepOutput(loss, values={{...}}) to bring numbers back, or train "
+                    f"with processes=1.",
+                )
+            )
 
     # ------------------------------------------------------------------ the run under way
 

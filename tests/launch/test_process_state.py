@@ -30,7 +30,7 @@ class Counting(nn.Module):
 def noting(model: Any, criterion: Any, batch: Any) -> Any:
     """A step that logs each of its losses, and appends it to a list of the notebook."""
     loss = criterion(model(batch[0]), batch[1])
-    logging.getLogger("noting").info("loss %.3f", loss)
+    logging.getLogger("noting").info("loss %.3f", loss.item())
     seen.append(loss.item())
     return loss
 
@@ -39,11 +39,17 @@ def test_workers_and_the_notebook(caplog: pytest.LogCaptureFixture) -> None:
     """Records of rank 0 are handled in the notebook, its lists are not changed and that is told, buffers come home."""
     caplog.set_level(logging.INFO, logger="noting")
     session = regression(Counting(), epochs=1, batch_size=50).set_step(noting)
-    with pytest.warns(QuikWarning, match="seen was changed in a worker"):
+    session.on("epoch_end", lambda event: seen.clear())
+    with pytest.warns(QuikWarning) as told:
         session.train(processes=2)
 
-    assert ["noting"] * 3 == [record.name for record in caplog.records]
+    # of three training steps and one batch of validation
+    assert ["noting"] * 4 == [record.name for record in caplog.records]
     assert [] == seen
+    texts = [str(warning.message).split(".")[0] for warning in told]
+    assert ["seen is read by the step and by a callback", "seen was changed in a worker"] == [
+        text.split(", which")[0] for text in texts
+    ]
     assert 3 == session.model.forwards.item()  # type: ignore[union-attr,operator]
 
 

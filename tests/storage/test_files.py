@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.plain import distance, network, regression, weights
+from harness.plain import distance, network, quiet, regression, weights
 from torch import Tensor, nn
 
 from quik_nb import CheckpointError, Loop, QuikSession
@@ -426,3 +426,64 @@ def test_keep_removes_the_names_of_yesterday(tmp_path: Path) -> None:
     assert ["state_dict_e1_20210102.pt", "state_dict_eorig_20210101.pt"] == [
         path.name for path in sorted((tmp_path / "data").glob("*.pt"))
     ]
+
+
+def test_weights_under_the_names_that_wrappers_give() -> None:
+    """`module.` of DistributedDataParallel, `_orig_mod.` of torch.compile, and files that say state_dict are read."""
+    model = network()
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    for wrapped in (
+        {f"module.{name}": value for name, value in state.items()},
+        {f"_orig_mod.{name}": value for name, value in state.items()},
+        {f"module._orig_mod.{name}": value for name, value in state.items()},
+    ):
+        session = quiet().add_model(network(), state_dict=wrapped)
+        assert 0.0 == distance(state, session.model)
+
+
+def test_a_file_of_another_trainer(tmp_path: Path) -> None:
+    """A checkpoint that holds its weights as `state_dict` is read by its path."""
+    torch.save({"epoch": 3, "state_dict": network().state_dict()}, tmp_path / "last.ckpt")
+
+    assert 0.0 == distance(network(), quiet().add_model(network(), state_dict=tmp_path / "last.ckpt").model)
+
+
+class Counts(nn.Module):
+    """A model with state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = network(), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += self.training * len(x)
+        return self.net(x)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+
+def test_extra_state_comes_with_its_epoch(tmp_path: Path) -> None:
+    """What `get_extra_state` gave at an epoch's end is there again when the epoch is loaded."""
+    session = regression(Counts(), epochs=2, save=True, base_dir=tmp_path)
+    session.train()
+    session.load_epoch(0)
+
+    assert 101 == session.model.seen
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(tmp_path: Path) -> None:
+    """A module that went through torch.compile is the user's own module again, and trained compiled."""
+    compiled = torch.compile(network(), backend="eager")
+    session = regression(epochs=1, save=True, base_dir=tmp_path).add_model(compiled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda call: call)
+        session.train()
+    saved = torch.load(session.folder / "state_dict_e0.pt")
+
+    assert list(network().state_dict()) == list(saved)
+    assert session.settings.compile
+    assert 0.0 == distance(session.model, compiled._orig_mod)
