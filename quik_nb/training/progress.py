@@ -80,6 +80,7 @@ class Progress:
 def unsaved_buffers(model: nn.Module) -> dict[str, Any]:
     """The non-persistent buffers of a model by name.
 
+    >>> import torch
     >>> model = nn.Module()
     >>> model.register_buffer("seen", torch.zeros(1), persistent=False)
     >>> list(unsaved_buffers(model))
