@@ -19,6 +19,7 @@ from quik_nb.recipe.settings import Settings
 from quik_nb.session.run import Run
 from quik_nb.session.scripts import traverse
 from quik_nb.session.session import QuikSession
+from quik_nb.training.forward import StepOutput
 from quik_nb.training.loop import Loop
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "RecipeError",
     "Run",
     "Settings",
+    "StepOutput",
     "StopTraining",
     "WorkerError",
     "add_learn_args",

@@ -45,7 +45,10 @@ class QuikWarning(UserWarning):
 
 
 class StopTraining(Exception):  # noqa: N818  a signal like StopIteration, not an error
-    """Raise it in a callback to end the run after this event, as the Stop button would."""
+    """Raise it in a callback to end the run after this event, as the Stop button would; in a step, before its update.
+
+    On several ranks all of them must raise it in the same step.
+    """
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -153,6 +153,8 @@ class Recipe(ByValue):
     metrics_on_train: bool = False
     step: Callable[..., Any] | None = None
     """`step(model, criterion, batch) -> loss` or `(loss, outputs)`; None for the default"""
+    step_reduction: str | None = None
+    """"mean" or "sum": how the step makes one number of the losses of a batch; None where it was not said"""
 
     def make_criterion(self) -> Callable[..., Any] | None:
         """The criterion to call on (outputs, target); None where the model returns its own loss."""

@@ -146,11 +146,16 @@ def with_metrics(recipe: Recipe, on_train: Any, named: dict[str, Any]) -> Recipe
     return replace(recipe, metrics=dict(named), metrics_on_train=on_train)
 
 
-def with_step(recipe: Recipe, step: Any) -> Recipe:
+def with_step(recipe: Recipe, step: Any, reduction: str | None = None) -> Recipe:
     """The recipe with another function of a batch, or the default one."""
     if step is not None and not callable(step):
         raise RecipeError(f"set_step takes a function step(model, criterion, batch), and got {step!r}.")
-    return replace(recipe, step=step)
+    if reduction not in (None, "mean", "sum"):
+        raise RecipeError(
+            f"set_step: reduction={reduction!r} is not known: use 'sum' for a step that adds up over the samples of a "
+            f"batch, 'mean' for one that divides by them."
+        )
+    return replace(recipe, step=step, step_reduction=reduction)
 
 
 def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | None = None) -> Any:

@@ -206,14 +206,18 @@ class QuikSession:
         """
         return self._changed("set_metrics", lambda recipe: with_metrics(recipe, train, named))
 
-    def set_step(self, step: Callable[..., Any] | None) -> Self:
+    def set_step(self, step: Callable[..., Any] | None, reduction: str | None = None) -> Self:
         """Replace what is done with a batch.
 
         Args:
-            step: `step(model, criterion, batch)` that returns the loss, or (loss, outputs) where there are metrics;
-                None for the default: `*inputs, target = batch` for tuples, `model(**batch).loss` for dicts.
+            step: `step(model, criterion, batch)` that returns the loss, (loss, outputs) where there are metrics, (loss,
+                outputs, target), or a `quik_nb.StepOutput`; None for the default: `*inputs, target = batch` for tuples,
+                `model(**batch).loss` for dicts. It may have parameters `split` ("train", "valid", "test", "data"),
+                `epoch`, `step` (0 where a split begins) and `world`.
+            reduction: "sum" where the loss adds up over the samples, "mean" where it is divided by them; None to find
+                out at the first batch.
         """
-        return self._changed("set_step", lambda recipe: with_step(recipe, step))
+        return self._changed("set_step", lambda recipe: with_step(recipe, step, reduction))
 
     def _changed(self, what: str, change: Callable[[Recipe], Recipe]) -> Self:
         """The session after a step, unless a run is under way."""
@@ -407,7 +411,8 @@ class QuikSession:
         Args:
             split: "train", "valid" or "test", or data of its own.
         """
-        return evaluate(self._checked("evaluate", "model", "criterion"), self._source(split), self._device)
+        recipe, name = self._checked("evaluate", "model", "criterion"), name_of(split)
+        return evaluate(recipe, self._source(split), self._device, name)
 
     def report(self, label_names: Iterable[Any] | None = None, split: Any = "valid") -> Report:
         """How good the model is on a split, in detail: `.table`, `.confusion`, `.figure()`.
@@ -429,8 +434,8 @@ class QuikSession:
                 f"report: label_names are names of classes, in order, and not {label_names!r}: "
                 f"use report(split=...) for a split or for data, report(['cat', 'dog']) for names."
             )
-        recipe, name = self._checked("report", "model", "criterion"), split if isinstance(split, str) else "data"
-        return report(recipe, self._source(split), self._device, names, name)
+        recipe = self._checked("report", "model", "criterion")
+        return report(recipe, self._source(split), self._device, names, name_of(split))
 
     def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> RateTest:
         """Look for a learning rate: train a few steps with rates that grow until the loss blows up.
@@ -610,6 +615,11 @@ class QuikSession:
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") or name.startswith("__")]
+
+
+def name_of(data: Any) -> str:
+    """The name of a split, or "data" for data of its own."""
+    return data if isinstance(data, str) else "data"
 
 
 QuikSession.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what Shift-Tab shows in a notebook

@@ -134,7 +134,10 @@ def base_rate(progress: Progress) -> float | None:
 
 def same_loss(old: Recipe, new: Recipe) -> bool:
     """Whether losses before and after can be compared: both are of one criterion and one step."""
-    return same((old.criterion, old.step), (new.criterion, new.step))
+    return same(
+        (old.criterion, old.step, old.step_reduction),
+        (new.criterion, new.step, new.step_reduction),
+    )
 
 
 def _parameters(recipe: Recipe) -> object:

@@ -117,9 +117,10 @@ class Validation:
         return evaluation
 
 
-def evaluate(recipe: Recipe, source: Source, device: torch.device) -> dict[str, float]:
+def evaluate(recipe: Recipe, source: Source, device: torch.device, split: str = "data") -> dict[str, float]:
     """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
     with _evaluation(recipe, device) as evaluation:
+        evaluation.context = evaluation.context._replace(split=split)
         for _ in evaluation.over(eval_batches(source, recipe.settings, evaluation.world)):
             pass
         loss = evaluation.loss()

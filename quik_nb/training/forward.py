@@ -10,11 +10,16 @@ What a loss is a mean over is decided here, and nowhere else:
 | a criterion of torch, or one of the user's own         | the samples (None)                             |
 | CrossEntropyLoss, NLLLoss: weights, or ignored labels  | the weights of the labels that count           |
 | a step of the user's own that calls such a one once    | the same, as the criterion is listened to      |
-| any other step of the user's own, a model's own loss   | the samples, unless the step gives a `count`   |
-| `reduction="sum"`, of the criterion or of a StepOutput | nothing: it is a sum, and the record divides it |
+| a model itself, with class numbers as labels           | the labels that count, those that are not -100 |
+| any other step of the user's own                       | the samples, unless the step gives a `count`   |
+| `reduction="sum"`: criterion, `set_step`, StepOutput   | nothing: it is a sum, and the record divides it |
+
+Of a loss that is the user's own, `reduction.py` asks at the first batch whether it is a sum; and where micro-batches or
+ranks have parts of a batch, whether it can be put together from those at all. What cannot is told.
 """
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -23,10 +28,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from quik_nb.errors import RecipeError
+from quik_nb.errors import RecipeError, StopTraining
 from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe, label_tensor
 from quik_nb.training.data.batch import Batch
+from quik_nb.training.job import Tell
+from quik_nb.training.reduction import (
+    Answer,
+    Part,
+    ask,
+    counted_labels,
+    isolated,
+    looks_like_a_sum,
+    shifts_labels,
+    undisturbed,
+)
 from quik_nb.training.world import World
 
 EPS = 1e-30
@@ -84,7 +100,7 @@ class WeightedMean:
         """For a criterion that needs it; None where each sample counts the same, which in memory is looked up once."""
         if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss) or criterion.reduction != "mean":
             return None
-        if type(criterion).__module__ != "torch.nn.modules.loss":
+        if not is_of_torch(criterion):
             return None  # a class of the user's own may mean something else
         if criterion.weight is None and isinstance(source, Tensors):
             target = label_tensor(source)
@@ -121,6 +137,21 @@ def criterion_on(recipe: Recipe, device: torch.device) -> Iterator[Callable[...,
         criterion.to(home)
 
 
+class LossFacts:
+    """What the steps of training and validation found out about the loss, once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.reduction: str | None = None
+        """"mean" or "sum" where it was asked for; None for what it was taken for"""
+        self.shifted: bool | None = None
+        """whether the model leaves the first column of its labels out; None where that was not asked yet"""
+
+
+def say_nothing(cause: str, text: str) -> None:
+    """Outside of a training, which has told what there is to tell."""
+
+
 class ForwardStep:
     """`step(model, batch) -> StepOutput`, by the recipe.
 
@@ -128,15 +159,26 @@ class ForwardStep:
         recipe: with the step of the user's own, if there is one.
         criterion: as `criterion_on` gives it.
         source: where all batches come from; None if that is not known.
+        facts: what a step of the same recipe has found out; None for nothing.
+        tell: tells the user something.
     """
 
-    def __init__(self, recipe: Recipe, criterion: Callable[..., Any] | None, source: Source | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        criterion: Callable[..., Any] | None,
+        source: Source | None = None,
+        facts: LossFacts | None = None,
+        tell: Tell = say_nothing,
+    ) -> None:
+        self.recipe = recipe
         self.criterion = criterion
         self.own = recipe.step
         self.reduction = recipe.reduction
         self.weighted = WeightedMean.of(criterion, source)
+        self.facts = LossFacts() if facts is None else facts
+        self.tell = tell
         self._named = arguments_by_name(recipe.step)
-        self._needs_outputs = ", ".join(recipe.metrics) if recipe.valid is not None else ""
         self._checked = False
         self._in_own_step = False
         self._criterion_calls: list[Tensor] = []
@@ -178,24 +220,31 @@ class ForwardStep:
             return self._criterion_calls[0]
         return torch.tensor(float(samples), device=device)
 
-    def __call__(self, model: Callable[..., Any], batch: Batch, context: StepContext) -> StepOutput:
+    def __call__(self, model: Any, batch: Batch, context: StepContext) -> StepOutput:
         __tracebackhide__ = True
         try:
-            output = self._compute(model, batch, context)
+            output, said = self._compute(model, batch, context)
+        except StopTraining:
+            raise
         except Exception as error:
             error.add_note(f"quik_nb: this was a batch of {describe(batch.data)}.{advice(error, batch.data)}")
             raise
+
         if not self._checked:
             self._check(output)
-        return output
+        if not self.facts.asked and self._can_ask(context):
+            self._ask(model, batch, context, output, said)
+        if said or self.facts.reduction is None:
+            return output
+        return output._replace(reduction=self.facts.reduction)
 
-    def _compute(self, model: Callable[..., Any], batch: Batch, context: StepContext) -> StepOutput:
+    def _compute(self, model: Any, batch: Batch, context: StepContext) -> tuple[StepOutput, bool]:
+        """What the step gives, and whether it is sure what the loss is a mean over."""
         __tracebackhide__ = True
         if self.own is not None:
             return self._call_own(self.own, model, batch, context)
         if isinstance(batch.data, Mapping) and self.criterion is None:
-            outputs = model(**batch.data)
-            return StepOutput(_own_loss(outputs), main_output(outputs), split_batch(batch.data)[1])
+            return self._model_alone(model, batch, context), False
 
         inputs, target = split_batch(batch.data)
         if target is None:
@@ -207,32 +256,161 @@ class ForwardStep:
         if not self._checked:
             self._check_shapes(outputs, target)
 
-        assert self.criterion is not None  # `validate.check` and `_own_loss` leave no other way here
+        assert self.criterion is not None  # `validate.check` and `own_loss` leave no other way here
         # class probabilities, which are floating point, all count
         if self.weighted is not None and not target.is_floating_point():
             loss, count = self.weighted.loss(outputs, target)
-            return StepOutput(loss, outputs, target, count)
-        return StepOutput(self.criterion(outputs, target), outputs, target, reduction=self.reduction)
+            return StepOutput(loss, outputs, target, count), True
+        said = is_of_torch(self.criterion) or self.reduction == "sum"
+        return StepOutput(self.criterion(outputs, target), outputs, target, reduction=self.reduction), said
+
+    def _model_alone(self, model: Any, batch: Batch, context: StepContext) -> StepOutput:
+        """The loss that a model gives by itself, a mean over the labels that count."""
+        data = batch.data
+        key = label_key(data)
+        labels = None if key is None else data[key]
+        if self.facts.shifted is None:
+            self.facts.shifted = self._shifts(model, data, key, context)
+
+        outputs = model(**data)
+        loss, count = own_loss(outputs), counted_labels(labels, self.facts.shifted)
+        if count is not None:
+            loss = zero_if_empty(loss, count)
+        return StepOutput(loss, main_output(outputs), labels, count)
+
+    def _shifts(self, model: Any, data: Mapping[str, Any], key: str | None, context: StepContext) -> bool:
+        labels: Any = None if key is None else data[key]
+        if key is None or counted_labels(labels, shifted=False) is None or labels.ndim < 2:
+            return False
+
+        def loss_of(changed: Tensor) -> Tensor:
+            return own_loss(model(**{**data, key: changed}))
+
+        with undisturbed(model, context.world.device):
+            return shifts_labels(loss_of, labels)
 
     def _call_own(
-        self, step: Callable[..., Any], model: Callable[..., Any], batch: Batch, context: StepContext
-    ) -> StepOutput:
+        self, step: Callable[..., Any], model: Any, batch: Batch, context: StepContext
+    ) -> tuple[StepOutput, bool]:
         __tracebackhide__ = True
         self._criterion_calls.clear()
         named = {name: getattr(context, name) for name in self._named}
         self._in_own_step = True
         try:
-            output = as_step_output(step(model, self.criterion, batch.data, **named), self.reduction)
+            result = step(model, self.criterion, batch.data, **named)
         finally:
             self._in_own_step = False
 
+        output = as_step_output(result, self.recipe.step_reduction or self.reduction)
+        said = self.recipe.step_reduction is not None or output.count is not None
+        said = said or (isinstance(result, StepOutput) and result.reduction == "sum")
         if output.target is None and output.outputs is not None:
             output = output._replace(target=split_batch(batch.data)[1])
-        if output.count is None and isinstance(output.loss, Tensor):
+        if output.count is None and output.reduction != "sum" and isinstance(output.loss, Tensor):
             count = self.own_count(batch.samples or 1, output.loss.device)
             if count is not None:
                 output = output._replace(loss=zero_if_empty(output.loss, count), count=count)
-        return output
+        return output, said
+
+    # ------------------------------------------------------------------ what a loss of the user's own is
+
+    def _can_ask(self, context: StepContext) -> bool:
+        """Whether the loss is of the user's own, and all ranks are here to be asked."""
+        if inspect.isgeneratorfunction(self.own):
+            return False
+        if self.own is None and is_of_torch(self.criterion):
+            return False
+        return context.world.world_size == 1 or context.split == "train"
+
+    def _ask(self, model: Any, batch: Batch, context: StepContext, output: StepOutput, said: bool) -> None:
+        """Find out at the first batch what the loss is (all ranks participate)."""
+        self.facts.asked = True
+        parts = in_parts(context.world.world_size, self.recipe.settings.accumulate)
+        answer = Answer("unknown")
+        if not said and batch.samples and (parts or self._is_suspicious(output, model, batch, context)):
+            answer = ask(self._loss_of(model, batch, context), batch.data, batch.samples)
+
+        verdicts = {each.verdict for each in context.world.gather(answer)}
+        taken_for = "sum" if output.reduction == "sum" else "mean"
+        if verdicts == {"sum"} or verdicts == {"sum", "unknown"}:
+            self.facts.reduction = "sum"
+        elif "mean" in verdicts:
+            self.facts.reduction = "mean"
+
+        if self.facts.reduction == "sum" and taken_for == "mean":
+            self.tell("the loss is a sum", self._words_for_a_sum(answer))
+        elif parts and answer.words and answer.verdict in ("neither", "unknown"):
+            self.tell("the loss in parts", self._words_for_parts(answer, parts))
+
+    def _is_suspicious(self, output: StepOutput, model: Any, batch: Batch, context: StepContext) -> bool:
+        """Whether the loss does not look like what it is taken for."""
+        loss: Tensor | None = output.loss
+        if output.loss.grad_fn is None:
+            loss = self._loss_with_graph(model, batch, context)
+        return loss is not None and looks_like_a_sum(loss) != (output.reduction == "sum")
+
+    def _loss_with_graph(self, model: Any, batch: Batch, context: StepContext) -> Tensor | None:
+        try:
+            twin = self._twin()
+            with undisturbed(model, context.world.device), torch.enable_grad():
+                return twin._compute(model, batch, context)[0].loss
+        except Exception:  # of the user's own code, such as a step that cannot be copied: then it is taken as it is
+            return None
+
+    def _loss_of(self, model: Any, batch: Batch, context: StepContext) -> Callable[[Any, int], Part]:
+        """A function of data and samples that gives the loss of the step, and changes nothing."""
+
+        def loss_of(data: Any, samples: int) -> Part:
+            twin = self._twin()
+            part = batch._replace(data=data, samples=samples)
+            with undisturbed(model, context.world.device), twin.listening():
+                output, _ = twin._compute(model, part, context)
+            return Part(float(output.loss), samples if output.count is None else float(output.count))
+
+        return loss_of
+
+    def _twin(self) -> "ForwardStep":
+        """The same step with copies of what the user wrote, and of all that this uses."""
+        twin = copy(self)
+        twin.own = isolated(self.own)
+        twin._criterion_calls = []
+        if isinstance(self.criterion, nn.Module) and is_of_torch(self.criterion):
+            twin.criterion = copy(self.criterion)
+            twin.criterion._forward_hooks = OrderedDict()
+            twin.criterion._forward_hooks_with_kwargs = OrderedDict()
+        else:
+            twin.criterion = isolated(self.criterion)
+        return twin
+
+    def _words_for_a_sum(self, answer: Answer) -> str:
+        whose, instead = self._whose_loss()
+        return (
+            f"The loss of {whose} is a sum over the samples ({answer.words}), and is treated as one: its gradient is "
+            f"that of the sum, and the history shows the mean over the samples. Use {instead} to say so."
+        )
+
+    def _words_for_parts(self, answer: Answer, parts: str) -> str:
+        whose, _ = self._whose_loss()
+        if answer.verdict == "unknown":
+            found = f"could not be tried on a part of a batch ({answer.words}), so it is taken for a mean over samples"
+        else:
+            found = f"is neither a mean nor a sum over the samples of a batch ({answer.words})"
+        return (
+            f"The loss of {whose} {found}. With {parts} it is taken of parts of a batch, so losses and gradients "
+            f"differ from those of the whole batch. Where it is a mean over something else, such as words, return "
+            f"StepOutput(loss, count=...); where it compares the samples of a batch with each other, use "
+            f"accumulate=1 and processes=1."
+        )
+
+    def _whose_loss(self) -> tuple[str, str]:
+        """Whose loss it is, and how to say that it is a sum, in words."""
+        if self.own is not None:
+            return "this step", "set_step(step, reduction='sum')"
+        if self.criterion is not None:
+            return "this criterion", "a criterion with an attribute reduction = 'sum'"
+        return "this model", "set_step(lambda model, criterion, batch: model(**batch).loss, reduction='sum')"
+
+    # ------------------------------------------------------------------ faults
 
     def _check(self, output: StepOutput) -> None:
         loss = output.loss
@@ -246,9 +424,10 @@ class ForwardStep:
                 f"The loss is not one number but shape {tuple(loss.shape)}, so no gradient can be taken: "
                 f"use a criterion with reduction='mean', or return loss.mean() from the step."
             )
-        if self.own is not None and self._needs_outputs and output.outputs is None:
+        metrics = self.recipe.metrics if self.recipe.valid is not None else {}
+        if self.own is not None and metrics and output.outputs is None:
             raise RecipeError(
-                f"The metrics {self._needs_outputs} compare outputs, and the step returns the loss alone: have it "
+                f"The metrics {', '.join(metrics)} compare outputs, and the step returns the loss alone: have it "
                 f"return (loss, outputs), or use set_metrics() for none."
             )
         self._checked = True
@@ -291,7 +470,12 @@ def as_step_output(result: Any, reduction: str) -> StepOutput:
     if isinstance(result, StepOutput):
         if result.reduction not in ("mean", "sum"):
             raise RecipeError(f"StepOutput(reduction={result.reduction!r}) is not known: use 'mean' or 'sum'.")
-        return result
+        if not isinstance(result.values, Mapping):
+            raise RecipeError(
+                f"StepOutput(values={result.values!r}) gives no names for columns: use values={{'kl': kl}}."
+            )
+        # a count says that it is a mean, whatever the steps are
+        return result._replace(reduction=reduction) if result.count is None and reduction == "sum" else result
     if not isinstance(result, tuple):
         return StepOutput(result, reduction=reduction)
     if len(result) not in (2, 3):
@@ -311,12 +495,37 @@ def zero_if_empty(loss: Any, count: Tensor) -> Any:
 def split_batch(batch: Any) -> tuple[Any, Any]:
     """A batch as (inputs, target): inputs a tuple or a dict; target None where there is none."""
     if isinstance(batch, Mapping):
-        key = next((key for key in LABEL_KEYS if key in batch), None)
+        key = label_key(batch)
         return {k: v for k, v in batch.items() if k != key}, None if key is None else batch[key]
     if isinstance(batch, tuple | list) and len(batch) > 1:
         *inputs, target = batch
         return tuple(inputs), target
-    return (batch[0] if isinstance(batch, tuple | list) else batch,), None
+    if isinstance(batch, tuple | list):
+        return (batch[0],), None
+
+    # an object, such as a batch of graphs, names its target as a mapping does
+    named = [] if isinstance(batch, Tensor) else [getattr(batch, key, None) for key in LABEL_KEYS]
+    return (batch,), next((value for value in named if isinstance(value, Tensor)), None)
+
+
+def label_key(batch: Mapping[str, Any]) -> str | None:
+    """The key of the target in a batch that is a mapping; None where there is none."""
+    return next((key for key in LABEL_KEYS if key in batch), None)
+
+
+def is_of_torch(criterion: object) -> bool:
+    """Whether it is one of torch's own criteria, which are known."""
+    return type(criterion).__module__ == "torch.nn.modules.loss"
+
+
+def in_parts(ranks: int, accumulate: int) -> str:
+    """Why a loss is taken of parts of a batch, in words; empty where it is not.
+
+    >>> in_parts(2, 4)
+    'processes=2 and accumulate=4'
+    """
+    named = {"processes": ranks, "accumulate": accumulate}
+    return " and ".join(f"{name}={value}" for name, value in named.items() if value > 1)
 
 
 def main_output(outputs: Any) -> Any:
@@ -325,7 +534,8 @@ def main_output(outputs: Any) -> Any:
     return outputs if logits is None else logits
 
 
-def _own_loss(outputs: Any) -> Tensor:
+def own_loss(outputs: Any) -> Tensor:
+    """The loss that a model gives beside its outputs."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
     if loss is None:
         raise RecipeError(

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quik_nb.errors import DivergenceError, RecipeError
+from quik_nb.errors import DivergenceError, RecipeError, StopTraining, WorkerError
 from quik_nb.events import Annotation, EpochEnd, Row, RunEnd, RunStart
 from quik_nb.history import score
 from quik_nb.recipe.data import SPLITS
@@ -46,6 +46,9 @@ from quik_nb.training.precision import Autocast
 from quik_nb.training.progress import Progress, Snapshot, unsaved_buffers
 from quik_nb.training.train_mode import begin_training_mode
 from quik_nb.training.world import World
+
+STOP_SECONDS = 5.0
+"""How long ranks that raise `StopTraining` wait for each other, beside the time of three steps."""
 
 
 class Stopped(BaseException):  # a signal, which an `except Exception` in a user's loop must let pass
@@ -411,7 +414,7 @@ class Loop:
         __tracebackhide__ = True
         try:
             return self.validate()
-        except DivergenceError:
+        except (DivergenceError, StopTraining):
             raise
         except Exception:
             # such as of a metric: the epoch is trained, and is not to be lost for it; but not where another rank may
@@ -505,12 +508,32 @@ class Loop:
 
         try:
             self._job.loop(self)
-        except Stopped:
+        except (Stopped, StopTraining) as signal:
+            if isinstance(signal, StopTraining):
+                self._leave_step()
             self.save_partial()
             self._emit(RunEnd("stopped"))
             return
         self.save_partial()  # a loop that ended without end_epoch
         self._emit(RunEnd("finished", self.reason))
+
+    def _leave_step(self) -> None:
+        """Leave out the step in which `StopTraining` was raised, as all ranks must have done.
+
+        Raises:
+            WorkerError: it was not raised on all of them.
+        """
+        epoch, step = self._position.epoch, self._position.step
+        seconds = STOP_SECONDS + 3 * self._record.seconds / max(1, step)
+        missing = self.world.missing(f"stop/{epoch}/{step}", seconds)
+        if missing:
+            others = ", ".join(map(str, missing))
+            raise WorkerError(
+                f"StopTraining was raised on rank {self.world.rank} in step {step} of epoch {epoch}, and not on rank "
+                f"{others}, which would wait for it: raise it by what is equal on all ranks, such as a loss that "
+                f"world.sum() has added up, or in a callback that session.on() registers."
+            )
+        self._record.losses.leave_step()
 
     def _start(self) -> RunStart:
         recipe, job = self._job.recipe, self._job

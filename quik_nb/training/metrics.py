@@ -102,6 +102,13 @@ class LossMeter:
             self._step = (0.0, 0.0)
             self._steps_done += 1
 
+    def leave_step(self) -> None:
+        """Take out what was added of a step that is not done."""
+        self.read()
+        self.total -= self._step[0]
+        self.count -= self._step[1]
+        self._step = (0.0, 0.0)
+
     def take_steps(self) -> tuple[float, ...]:
         """The losses of the steps that were read since they were last taken."""
         steps, self._steps = tuple(self._steps), []

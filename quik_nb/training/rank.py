@@ -76,8 +76,8 @@ def loop_of(
         tell_modes(model, recipe.settings.eval_modules, tell)
 
         criterion = given_back.enter_context(criterion_on(recipe, world.device))
-        train_step = ForwardStep(recipe, criterion, recipe.train)
-        valid_step = ForwardStep(recipe, criterion)
+        train_step = ForwardStep(recipe, criterion, recipe.train, tell=tell)
+        valid_step = ForwardStep(recipe, criterion, facts=train_step.facts, tell=tell)
         if job.has_own_loop or recipe.step is not None:
             given_back.enter_context(train_step.listening())
             given_back.enter_context(valid_step.listening())

@@ -45,6 +45,24 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def missing(self, point: str, seconds: float) -> list[int]:
+        """The ranks that do not come to a point within some seconds; no collective, so that none is waited for longer.
+
+        Args:
+            point: its name, of which each is come to once.
+            seconds: to wait for the others.
+        """
+        if self.world_size == 1:
+            return []
+        store = dist.distributed_c10d._get_default_store()
+        keys = [f"quik_nb/{point}/{rank}" for rank in range(self.world_size)]
+        store.set(keys[self.rank], "here")
+        try:
+            store.wait(keys, timedelta(seconds=seconds))
+        except RuntimeError:  # the time is over
+            return [rank for rank, key in enumerate(keys) if not store.check([key])]
+        return []
+
     def shard_bounds(self, samples: int) -> tuple[int, int]:
         """The half-open range of a batch's samples that this rank takes; the first ranks take one more.
 

@@ -138,3 +138,62 @@ def test_saved_exported_and_quoted(tmp_path: Any) -> None:
     assert trained.evaluate("valid") == loaded.evaluate("valid")
     assert sorted(trained.model.state_dict()) == sorted(exported)
     assert "from transformers import BertForSequenceClassification" in trained.as_code()
+
+
+def with_labels(name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A small model that gives its own loss over words, and sentences of which some labels do not count."""
+    import transformers
+
+    small: dict[str, Any] = {"vocab_size": WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if name == "bert":
+        layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        make: Any = transformers.BertForMaskedLM
+        config: Any = transformers.BertConfig(**small, **layers)
+    elif name == "gpt2":
+        make = transformers.GPT2LMHeadModel
+        config = transformers.GPT2Config(**small, n_embd=16, n_layer=1, n_head=2, n_positions=LENGTH)
+    else:
+        make = transformers.T5ForConditionalGeneration
+        config = transformers.T5Config(
+            **small, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = make(config).double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+    sentences = {key: value for key, value in tokens().items() if key != "labels"}
+    generator = torch.Generator().manual_seed(3)
+    ignored = torch.rand(SAMPLES, LENGTH, generator=generator) < torch.rand(SAMPLES, 1, generator=generator)
+    return model, {**sentences, "labels": sentences["input_ids"].masked_fill(ignored, -100)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [{}, {"accumulate": 4}, {"processes": 2}, {"processes": 2, "accumulate": 2}])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_a_models_own_loss_over_words(name: str, way: dict[str, Any]) -> None:
+    """Over the labels that count, shifted or not: the plain loop's steps, in parts and on ranks, and the mean over all
+    words in the history."""
+    plain, data = with_labels(name)
+    optimizer = optim.SGD(plain.parameters(), lr=0.1)
+    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch_seed(SEED, 0)))
+    total = count = 0.0
+    for rows in order.split(16):
+        loss = plain(**{key: value[rows] for key, value in data.items()}).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        labels = data["labels"][rows, 1 if name == "gpt2" else 0 :]
+        words = int((labels != -100).sum())
+        total, count = total + loss.item() * words, count + words
+
+    model, _ = with_labels(name)
+    trained = quiet(epochs=1, lr=0.1, **way).add_data(train=data, valid=data).add_model(model)
+    trained.set_optimizer(optim.SGD).train()
+
+    assert total / count == pytest.approx(trained.history.train_loss[0], abs=1e-9)
+    with torch.no_grad():
+        plain.eval()
+        assert plain(**data).loss.item() == pytest.approx(trained.history.valid_loss[0], abs=1e-9)
