@@ -148,21 +148,27 @@ def with_labels(name: str) -> tuple[Any, dict[str, Tensor]]:
     if name == "bert":
         layers = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         make: Any = transformers.BertForMaskedLM
-        config: Any = transformers.BertConfig(**small, **layers)
+        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        config: Any = transformers.BertConfig(**small, **layers, **off)
     elif name == "gpt2":
         make = transformers.GPT2LMHeadModel
-        config = transformers.GPT2Config(**small, n_embd=16, n_layer=1, n_head=2, n_positions=LENGTH)
+        off = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+        config = transformers.GPT2Config(**small, **off, n_embd=16, n_layer=1, n_head=2, n_positions=LENGTH)
     else:
         make = transformers.T5ForConditionalGeneration
         config = transformers.T5Config(
-            **small, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+            **small,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+            dropout_rate=0.0,
         )
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = make(config).double()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
 
     sentences = {key: value for key, value in tokens().items() if key != "labels"}
     generator = torch.Generator().manual_seed(3)
@@ -171,7 +177,7 @@ def with_labels(name: str) -> tuple[Any, dict[str, Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [{}, {"accumulate": 4}, {"processes": 2}, {"processes": 2, "accumulate": 2}])
+@pytest.mark.parametrize("way", [{}, {"processes": 2, "accumulate": 2}])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
 def test_a_models_own_loss_over_words(name: str, way: dict[str, Any]) -> None:
     """Over the labels that count, shifted or not: the plain loop's steps, in parts and on ranks, and the mean over all
@@ -193,7 +199,7 @@ def test_a_models_own_loss_over_words(name: str, way: dict[str, Any]) -> None:
     trained = quiet(epochs=1, lr=0.1, **way).add_data(train=data, valid=data).add_model(model)
     trained.set_optimizer(optim.SGD).train()
 
-    assert total / count == pytest.approx(trained.history.train_loss[0], abs=1e-9)
+    assert total / count == pytest.approx(trained.history.train_loss[0], abs=1e-6)
     with torch.no_grad():
         plain.eval()
-        assert plain(**data).loss.item() == pytest.approx(trained.history.valid_loss[0], abs=1e-9)
+        assert plain(**data).loss.item() == pytest.approx(trained.history.valid_loss[0], abs=1e-6)
