@@ -51,6 +51,18 @@ class StopTraining(Exception):  # noqa: N818  a signal like StopIteration, not a
     """
 
 
+def message_of(error: BaseException) -> str:
+    """What any error says, also one of a class whose own `__str__` fails.
+
+    >>> message_of(KeyError("lr"))
+    "'lr'"
+    """
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(no message: its __str__ raised {type(failure).__name__})"
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """The words to add to an error about an unknown name: the near one, or all that are known.
 

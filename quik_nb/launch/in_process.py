@@ -8,6 +8,7 @@ from typing import Self
 import torch
 
 from quik_nb.events import Annotation, Event
+from quik_nb.launch.batch_pickling import batches_by_value
 from quik_nb.launch.placement import Placement
 from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import LocalCommands
@@ -49,7 +50,8 @@ class InProcess:
     def events(self, emit: Emit) -> None:
         """Train, and emit the events as they happen."""
         __tracebackhide__ = True
-        run_rank(self.job, World(device=self.device), self.commands, self, emit)
+        with batches_by_value():
+            run_rank(self.job, World(device=self.device), self.commands, self, emit)
         self._has_finished = True
 
     def begin(self, snapshot: Snapshot) -> None:

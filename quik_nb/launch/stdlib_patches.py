@@ -14,7 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, spawn, util
+from functools import partial
+from multiprocessing import forkserver, reduction, spawn, util
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,27 @@ def _preparation_without_main(original: Callable[[str], dict[str, Any]], name: s
     vars(sys.modules["__main__"]).setdefault("__spec__", None)  # pdb of Python 3.11 leaves it out, and it is asked for
     data = original(name)
     return {key: value for key, value in data.items() if not key.startswith("init_main_from_")}
+
+
+@contextmanager
+def forking_pickler_dumps(replacement: Callable[..., Any]) -> Iterator[None]:
+    """Within it, queues pickle by `replacement(original, value, protocol)`, in all threads and in forked children.
+
+    It must give what the original gives where that succeeds. Within another one it changes nothing.
+
+    Relies on: queues call `multiprocessing.reduction.ForkingPickler.dumps(value)` in their feeding thread.
+    """
+    pickler: Any = reduction.ForkingPickler
+    with _PATCHING:
+        own = vars(pickler)["dumps"]
+        is_first = isinstance(own, classmethod)
+        if is_first:
+            pickler.dumps = staticmethod(partial(replacement, pickler.dumps))
+    try:
+        yield
+    finally:
+        if is_first:
+            pickler.dumps = own
 
 
 def keep_sockets_in(folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 import torch
 
 from quik_nb.events import EpochEnd, Event, Notice, Output
+from quik_nb.launch.batch_pickling import batches_by_value
 from quik_nb.launch.failure import capture
 from quik_nb.launch.process_state import ProcessState, send_logs
 from quik_nb.launch.stdlib_patches import keep_sockets_in
@@ -82,7 +83,8 @@ def work(config: WorkerConfig, connection: Connection) -> None:
         _reset_inherited_state(config, sender)
         job = _load(config)
         world = _join(config)
-        _train(config, job, world, sender)
+        with batches_by_value():
+            _train(config, job, world, sender)
 
         sys.stdout.flush()
         sys.stderr.flush()

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from quik_nb.errors import WorkerError
 from quik_nb.events import Event, RunEnd
-from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown_frames, stack_frames
+from quik_nb.launch.failure import Failure, as_error, killed, root_cause, shown, shown_frames, stack_frames
 from quik_nb.launch.forkserver import context, starting
 from quik_nb.launch.placement import Placement
 from quik_nb.launch.process_state import ProcessState, handle_log
@@ -135,9 +135,9 @@ class Workers:
             if self._failures:
                 self._gather_failures()
                 self._deliver(emit)
-                raise as_error(root_cause(self._failures), self.placement.processes)
+                raise self._failed()
             if time.monotonic() - last_sign > timeout:
-                raise self._hanging()
+                raise self._hanging(f"The workers gave no sign of life for {timeout:g} seconds")
 
         if end is not None:
             emit(end)
@@ -245,15 +245,30 @@ class Workers:
                 break
             self._receive(seconds=0.1)
 
-    def _hanging(self) -> WorkerError:
-        """The error of workers that gave no sign of life: where each rank stands."""
-        size, seconds = self.placement.processes, self.job.recipe.settings.timeout
-        stacks = [f"Rank {w.rank} of {size} stands here:\n{self._stack_of(w)}" for w in self._workers]
+    def _failed(self) -> BaseException:
+        """The error to raise after failures: that of the rank that failed by itself, or where the others stand."""
+        cause = root_cause(self._failures)
+        if cause.secondary and any(worker.is_training for worker in self._workers):
+            return self._hanging(f"Rank {cause.rank} waited for another one in vain ({_first_line(cause.message)})")
+        return as_error(cause, self.placement.processes)
+
+    def _hanging(self, what: str) -> WorkerError:
+        """The error of ranks that do not come on: where each of them stands."""
+        seconds = self.job.recipe.settings.timeout
+        stacks = [f"Rank {w.rank} of {len(self._workers)} {self._where(w)}" for w in self._workers]
         return WorkerError(
-            f"The workers gave no sign of life for {seconds:g} seconds, so they were ended; the state of the last row "
-            f"is kept. A rank that waits in a collective or in backward waits for another one. "
-            f"If a step may take longer, pass QuikSession(timeout={2 * seconds:g}).\n" + "\n".join(stacks)
+            f"{what}, so they were ended; the state of the last row is kept. A rank that waits in a collective or in "
+            f"backward waits for another one. If a step may take longer, pass QuikSession(timeout={2 * seconds:g}).\n"
+            + "\n".join(stacks)
         )
+
+    def _where(self, worker: Worker) -> str:
+        failure = next((f for f in self._failures if f.rank == worker.rank), None)
+        if failure is not None:
+            return f"failed here:\n{shown(failure)}"
+        if worker.is_done:
+            return "has come to its end."
+        return f"stands here:\n{self._stack_of(worker)}"
 
     def _stack_of(self, worker: Worker) -> str:
         """Where a rank stands, as it says itself."""
@@ -301,3 +316,7 @@ class Workers:
         if self._last is not None or stamp(self.saver.folder / CHECKPOINT) in (None, self._stamp_before):
             return self._last
         return read_checkpoint(self.saver.folder)
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from quik_nb.errors import QuikWarning, RecipeError, StopTraining, WorkerError
+from quik_nb.errors import QuikWarning, RecipeError, StopTraining, WorkerError, message_of
 from quik_nb.events import Event, Notice, Output, PauseChanged, RunEnd, RunFailed, RunStart
 from quik_nb.history import History
 from quik_nb.launch.base import Running
@@ -243,11 +243,12 @@ class Run:
     def _fail(self, error: BaseException) -> None:
         """Keep the first error; one that comes on top of it is noted there."""
         if self.error is not None:
-            self.error.add_note(f"quik_nb: in addition, the final state could not be retrieved: {error!r}")
+            kind, message = type(error).__name__, message_of(error)
+            self.error.add_note(f"quik_nb: in addition, the final state could not be retrieved: {kind}: {message}")
             return
         self.error = error
         if not isinstance(error, KeyboardInterrupt):
-            self._end = RunFailed(f"{type(error).__name__}: {error}")
+            self._end = RunFailed(f"{type(error).__name__}: {message_of(error)}")
             self._tell(self._end)
 
     def _bring_home(self, running: Running) -> None:
@@ -305,7 +306,7 @@ class Run:
             except Exception as error:
                 self._views.remove((view, cell))
                 words = "The training goes on without its picture; session.show() draws it anew"
-                warnings.warn(f"{words}. Drawing failed: {type(error).__name__}: {error}", stacklevel=2)
+                warnings.warn(f"{words}. Drawing failed: {type(error).__name__}: {message_of(error)}", stacklevel=2)
 
     def _ipython_display_(self) -> None:
         """Show nothing under the cell that trains, where the view has shown it already; in another cell, a line."""

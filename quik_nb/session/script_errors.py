@@ -8,7 +8,7 @@ import sys
 import traceback
 from types import TracebackType
 
-from quik_nb.launch.failure import OWN
+from quik_nb.launch.failure import FOLDED
 
 
 def show_errors_briefly() -> None:
@@ -34,7 +34,7 @@ def brief(error: BaseException) -> str:
     told: traceback.TracebackException | None = traceback.TracebackException.from_exception(error)
     shown = told
     while told is not None:
-        told.stack[:] = [frame for frame in told.stack if not frame.filename.startswith(OWN)]
+        told.stack[:] = [frame for frame in told.stack if not frame.filename.startswith(FOLDED)]
         told = told.__cause__ or (None if told.__suppress_context__ else told.__context__)
     return "" if shown is None else "".join(shown.format())
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from quik_nb.errors import CheckpointError, RecipeError
+from quik_nb.errors import CheckpointError, RecipeError, message_of
 from quik_nb.events import EpochEnd, Event, Notice, Row
 from quik_nb.history import History
 from quik_nb.launch.placement import Machine, Placement, Request, place
@@ -191,12 +191,11 @@ class TrainingRuns:
     def report_failure(self) -> None:
         """Say once that a background run failed, to someone who may not have looked at its cell."""
         run = self.latest
-        if run is None or run.failure_reported or run.state != "failed":
+        if run is None or run.failure_reported or run.state != "failed" or run.error is None:
             return
         run.failure_reported = True
-        warnings.warn(
-            f"The background run failed, and its rows are kept: {run.error!r} (session.run.error)", stacklevel=4
-        )
+        error = f"{type(run.error).__name__}: {message_of(run.error)}"
+        warnings.warn(f"The background run failed, and its rows are kept: {error} (session.run.error)", stacklevel=4)
 
     def load_latest(self, model: nn.Module) -> None:
         """Load the weights of the last row of a run that trains elsewhere; without a new row, nothing is read."""

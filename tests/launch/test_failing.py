@@ -80,8 +80,8 @@ def test_a_failure_on_all_ranks_is_told_once(notebook: Kernel) -> None:
     assert 1 == result.traceback.count("failed here")
 
 
-def test_an_exception_that_cannot_travel_is_told(notebook: Kernel) -> None:
-    """An exception that does not come through pickling is told by its name, its words and its line."""
+def test_an_exception_with_arguments_of_its_own_arrives(notebook: Kernel) -> None:
+    """An exception that does not come through pickling by itself arrives as its own class, with its words and line."""
     notebook.ok(
         "class Odd(Exception):\n"
         "    def __init__(self, a, b):\n        super().__init__(f'{a} and {b}')\n"
@@ -89,8 +89,8 @@ def test_an_exception_that_cannot_travel_is_told(notebook: Kernel) -> None:
     )
     result = notebook.run("s = session(Net(wrong)); s.train(processes=2)", timeout=15)
 
-    assert ["WorkerError"] == result.errors
-    assert "raised Odd: 1 and 2" in result.traceback
+    assert ["Odd"] == result.errors
+    assert "Odd: 1 and 2" in result.traceback
     assert "in wrong" in result.traceback
 
 

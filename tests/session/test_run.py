@@ -136,7 +136,7 @@ def test_the_first_error_is_the_one_that_counts() -> None:
 
     with pytest.raises(KeyError, match="mine") as caught:
         run.wait()
-    assert ["quik_nb: in addition, the final state could not be retrieved: OSError('no space left')"] == (
+    assert ["quik_nb: in addition, the final state could not be retrieved: OSError: no space left"] == (
         caught.value.__notes__
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from quik_nb.errors import RecipeError
 from quik_nb.recipe.data import Samples, Stream
 from quik_nb.training.data.batch import Batch, Shard, batch_length, cut_batch, shard_batch, to_device
 from quik_nb.training.rng import epoch_seed, preserved, seed_all
@@ -55,9 +56,19 @@ class SampleBatches:
         return self._walk(iter(self.loader), cuts)
 
     def _walk(self, loaded: Iterator[Any], cuts: list[Shard]) -> Iterator[Batch]:
-        for done, data in enumerate(loaded):
+        done = 0
+        for data in _closed_on_error(loaded):
             cut = cuts[done]
+            done += 1
             yield Batch(to_device(data, self.world.device), cut.samples, cut.total, cut.last)
+
+        # without workers, a DataLoader takes it for the end of all batches
+        if done < len(cuts):
+            raise RecipeError(
+                f"A sample of batch {done} raised StopIteration in {type(self.source.dataset).__name__}.__getitem__, "
+                f"which would end the epoch there and leave out the samples after it: raise another error, such as "
+                f"ValueError, or return a sample."
+            )
 
     def _batches(self, seed: int) -> Iterator[list[int]]:
         """The global batches, as lists of sample numbers; equal on all ranks."""
@@ -134,7 +145,7 @@ class StreamBatches:
 
     def _agreed(self, loaded: Iterator[Any]) -> Iterator[Any]:
         """The stream's batches, up to the shortest rank's end: no rank waits for one that has no more."""
-        for data in loaded:
+        for data in _closed_on_error(loaded):
             if not self.world.is_ddp:
                 yield data
                 continue
@@ -144,6 +155,16 @@ class StreamBatches:
             yield data
         if self.world.is_ddp:
             self.world.sum(torch.zeros((), device=self.world.device))
+
+
+def _closed_on_error(loaded: Iterator[Any]) -> Iterator[Any]:
+    """The batches of a DataLoader; its processes end where it fails, though the error shown still holds it."""
+    try:
+        yield from loaded
+    except Exception:
+        if shut_down := getattr(loaded, "_shutdown_workers", None):
+            shut_down()
+        raise
 
 
 def _loader(dataset: Any, options: Any, **how: Any) -> DataLoader[Any]:
