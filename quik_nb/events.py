@@ -5,7 +5,7 @@ instead of `RunEnd` where the run failed. Events hold numbers and words, no tens
 JSON and drawn by code that knows no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -145,5 +145,8 @@ class RunFailed:
     rank: int | None = None
     """the rank that failed first; None where the run is in one process"""
 
+
+Tell = Callable[[str, str], None]
+"""Tells the user something once: `tell(cause, text)`, as `Notice`."""
 
 Event = RunStart | StepEnd | Annotation | PauseChanged | Output | Notice | EpochEnd | RunEnd | RunFailed

@@ -46,7 +46,7 @@ def range_test(recipe: Recipe, device: torch.device, start: float, end: float, s
         steps: optimizer steps; they may go over several epochs. The test ends earlier where the loss blows up.
     """
     settings = replace(recipe.settings, ema=None, patience=None, compile=False, checkpoint_minutes=None)
-    bare = replace(recipe, settings=settings, scheduler=None, valid=None, metrics={})
+    bare = replace(recipe, settings=settings, schedulers={}, valid=None, metrics={})
     rates = (start * (end / start) ** (i / max(1, steps - 1)) for i in count())
     points: list[Point] = []
 

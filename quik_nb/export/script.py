@@ -22,7 +22,8 @@ from quik_nb.errors import CheckpointError
 from quik_nb.export.quoting import GAP, Quoter
 from quik_nb.export.template import Template, names_made, names_read
 from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source, loader_options
-from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Spec, fits
+from quik_nb.recipe.patterns import fits
+from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Spec
 from quik_nb.storage.files import Files, write
 from quik_nb.training.forward import WeightedMean
 from quik_nb.training.optimizers import optimizer_keywords, parameter_groups
@@ -308,7 +309,7 @@ class Script:
             return "[p for p in model.parameters() if p.requires_grad]" if frozen else "model.parameters()"
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         lines = []
-        for group in parameter_groups(spec, model):
+        for group in parameter_groups(spec, dict(model.named_parameters())):
             words = {key: value for key, value in group.items() if key != "params"}
             members = [names[id(p)] for p in group["params"] if names[id(p)] not in frozen]
             extra = "".join(

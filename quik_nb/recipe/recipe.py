@@ -7,7 +7,7 @@ The session changes it part by part. What is not here: whether the parts fit tog
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -22,6 +22,9 @@ from quik_nb.recipe.settings import Settings
 
 LABEL_KEYS = ("labels", "label", "target", "targets", "y")
 """Where the target lies in a batch that is a dict, the first that is there."""
+
+MODEL_NAMES = ("model", "module", "net", "network", "model_or_params")
+"""What functions that make an optimizer from a model call their first parameter."""
 
 FLOAT_TARGETS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 """Criteria that compare element by element and take targets of the outputs' shape and dtype."""
@@ -71,24 +74,45 @@ class Spec(ByValue):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Optimizer(Spec):
-    """An optimizer's class, its keywords, and those of groups of parameters."""
+    """An optimizer's class, its keywords, which parameters it trains, and the keywords of groups of them."""
 
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """keywords by pattern of the parameters' names, as `fits` reads it"""
+    params: str | None = None
+    """pattern of the names of the parameters that it trains; None for those that no other optimizer takes"""
 
     def __repr__(self) -> str:
         extra = "".join(f", {name}: {dict(words)}" for name, words in self.groups.items())
-        return f"{super().__repr__()}{extra}"
+        of = "" if self.params is None else f" of {self.params}"
+        return f"{super().__repr__()}{extra}{of}"
+
+    @property
+    def takes_model(self) -> bool:
+        """Whether it is a function that makes an optimizer from the model rather than from its parameters."""
+        if isinstance(self.target, type):
+            return False
+        first = next(iter(self.parameters.values()), None)
+        if first is None:
+            return False
+        annotated = isinstance(first.annotation, type) and issubclass(first.annotation, nn.Module)
+        return annotated or first.name in MODEL_NAMES
+
+    def method_of(self, model: nn.Module | None) -> str | None:
+        """The name of the model's method that it is; None where it is none.
+
+        A method of a copy counts as well: it is called on the model that is trained.
+        """
+        owner = getattr(self.target, "__self__", None)
+        return self.name if isinstance(owner, nn.Module) and type(owner) is type(model) else None
 
 
-def fits(name: str, pattern: str) -> bool:
-    """Whether a parameter's name fits one of the patterns, which commas join: "encoder" means all within it.
-
-    >>> fits("encoder.0.weight", "encoder"), fits("head.bias", "encoder, *.bias"), fits("header.bias", "head")
-    (True, True, False)
-    """
-    parts = [part.strip() for part in pattern.split(",")]
-    return any(name == part or name.startswith(f"{part}.") or fnmatchcase(name, part) for part in parts)
+def needs_closure(spec: Spec) -> bool:
+    """Whether the optimizer's step cannot be called without a function that computes the loss, as that of LBFGS."""
+    step = getattr(spec.target, "step", None)
+    if step is None:
+        return False
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -103,6 +127,8 @@ class Scheduler(Spec):
         """Whether it is stepped after each optimizer step rather than after each epoch."""
         if self.per is not None:
             return self.per == "batch"
+        if self.keywords.get("t_in_epochs") is False:  # timm's word for it
+            return True
         return self.target in (OneCycleLR, CyclicLR) or self.takes("num_training_steps")
 
     @property
@@ -123,7 +149,7 @@ class Scheduler(Spec):
         """
         if "total_steps" in self.keywords or {"epochs", "steps_per_epoch"} <= set(self.keywords):
             return {}
-        name = next((n for n in ("total_steps", "num_training_steps", "T_max") if self.takes(n)), None)
+        name = next((n for n in ("total_steps", "num_training_steps", "T_max", "t_initial") if self.takes(n)), None)
         if name is None or name in self.keywords:
             return {}
         if not self.per_batch:
@@ -146,8 +172,10 @@ class Recipe(ByValue):
     test: Source | None = None
     model: nn.Module | None = None
     criterion: Spec | nn.Module | None = None
-    optimizer: Optimizer | None = None
-    scheduler: Scheduler | None = None
+    optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
+    """by name, the first of which is the one whose rate is shown; "" for one without a name"""
+    schedulers: Mapping[str, Scheduler] = field(default_factory=dict)
+    """by the name of their optimizer; "" for all optimizers that have none of their own"""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """by column name: a function of (outputs, targets) or a torchmetrics metric"""
     metrics_on_train: bool = False
@@ -155,6 +183,29 @@ class Recipe(ByValue):
     """`step(model, criterion, batch) -> loss` or `(loss, outputs)`; None for the default"""
     step_reduction: str | None = None
     """"mean" or "sum": how the step makes one number of the losses of a batch; None where it was not said"""
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The first optimizer; None where none was set."""
+        return next(iter(self.optimizers.values()), None)
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """That of the first optimizer; None where it has none."""
+        return self.scheduler_of(next(iter(self.optimizers), ""))
+
+    def scheduler_of(self, name: str) -> Scheduler | None:
+        """The scheduler of an optimizer: its own, else the one that was set for all."""
+        return self.schedulers.get(name, self.schedulers.get(""))
+
+    @property
+    def yields(self) -> bool:
+        """Whether the step of the user's own yields losses, each with the name of the optimizer that steps by it."""
+        step = self.step
+        while isinstance(step, partial):
+            step = step.func
+        call = getattr(type(step), "__call__")  # noqa: B004, B009  of an object that is called as a function
+        return inspect.isgeneratorfunction(step) or inspect.isgeneratorfunction(call)
 
     def make_criterion(self) -> Callable[..., Any] | None:
         """The criterion to call on (outputs, target); None where the model returns its own loss."""

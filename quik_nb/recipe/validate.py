@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from quik_nb.errors import RecipeError, suggest
+from quik_nb.recipe.assignment import assignment_faults
 from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.kinds import is_number
-from quik_nb.recipe.recipe import FLOAT_TARGETS, Recipe, Spec, fits, label_tensor
+from quik_nb.recipe.patterns import fits
+from quik_nb.recipe.recipe import FLOAT_TARGETS, Optimizer, Recipe, Scheduler, Spec, label_tensor, needs_closure
 
 CLASS_TARGETS = (nn.CrossEntropyLoss, nn.NLLLoss)
 """Criteria that take class numbers."""
@@ -28,6 +30,8 @@ def check(recipe: Recipe, own_loop: bool = False) -> None:
         own_loop: whether a loop of the user's own trains it, which may do what ours does not.
     """
     missing = recipe.missing_steps()
+    if own_loop:  # which may bring its own data, loss and optimizers
+        missing = {part: call for part, call in missing.items() if part == "model"}
     found = list(faults(recipe, own_loop))
 
     parts = []
@@ -44,13 +48,20 @@ def check(recipe: Recipe, own_loop: bool = False) -> None:
 def faults(recipe: Recipe, own_loop: bool = False) -> Iterator[str]:
     """One sentence for each thing that does not fit."""
     yield from recipe.settings.faults()
-    yield from _optimizer(recipe, own_loop)
+    for name, optimizer in recipe.optimizers.items():
+        yield from _optimizer(recipe, optimizer)
+        if not own_loop and needs_closure(optimizer):
+            yield from _closure(recipe, name, optimizer)
     yield from _criterion(recipe)
-    yield from _scheduler(recipe)
+    for name, scheduler in recipe.schedulers.items():
+        yield from _scheduler(recipe, name, scheduler)
+    if recipe.yields and not own_loop:
+        yield from _yields(recipe)
     if recipe.model is not None:
         yield from _model(recipe, recipe.model)
         yield from _names(recipe, recipe.model)
-    if recipe.step is None and isinstance(recipe.train, Tensors):
+        yield from assignment_faults(recipe)
+    if recipe.step is None and not own_loop and isinstance(recipe.train, Tensors):
         yield from _dtypes(recipe, recipe.train)
     for split in ("valid", "test"):
         yield from _further_split(recipe.train, getattr(recipe, split), split)
@@ -80,11 +91,13 @@ def _keywords(step: str, spec: Spec, filled: Sequence[str] = (), given: Sequence
         yield f"{step}: {spec.name} needs {', '.join(absent)}: use {step}({spec.name}, {keywords})"
 
 
-def _optimizer(recipe: Recipe, own_loop: bool) -> Iterator[str]:
-    spec = recipe.optimizer
-    if spec is None:
-        return
-    first = list(spec.parameters)[:1]  # the model's parameters, whatever it calls them
+def _optimizer(recipe: Recipe, spec: Optimizer) -> Iterator[str]:
+    first = [] if spec.method_of(recipe.model) else list(spec.parameters)[:1]  # parameters, whatever it calls them
+    if spec.takes_model and (spec.groups or spec.params is not None):
+        yield (
+            f"set_optimizer: {spec.name} makes the optimizer from the whole model, so groups= and params= cannot say "
+            f"which parameters it trains: leave them out, or pass the optimizer's class"
+        )
     yield from _keywords("set_optimizer", spec, first, list(recipe.settings.optimizer_defaults()))
     for pattern, keywords in spec.groups.items():
         group = Spec(spec.target, {**spec.keywords, **keywords})
@@ -93,20 +106,34 @@ def _optimizer(recipe: Recipe, own_loop: bool) -> Iterator[str]:
         if not (is_number(lr := keywords.get("lr", 0.0)) and lr >= 0):
             yield f"{where}: lr={lr!r} is not a number from 0 up"
 
-    if not own_loop and _needs_closure(spec):
+
+def _closure(recipe: Recipe, name: str, spec: Optimizer) -> Iterator[str]:
+    """What cannot be done where an optimizer computes the loss again and again within a step."""
+    settings = recipe.settings
+    where = f"set_optimizer: {spec.name} computes the loss again and again within a step"
+    if settings.precision == "fp16":
+        yield f"{where}, and fp16 scales losses from step to step: use precision='fp32' or 'bf16'"
+    if settings.clip_norm is not None or settings.clip_value is not None:
+        yield f"{where}, and a line search needs gradients that are not clipped: leave out clip_norm= and clip_value="
+    if len(recipe.optimizers) > 1:
+        yield f"{where}, while other optimizers move their part of the model: use it alone, or another for {name!r}"
+    if recipe.yields:
+        yield f"{where}, and a step that yields goes on after each loss: use another optimizer, or return the loss"
+
+
+def _yields(recipe: Recipe) -> Iterator[str]:
+    """What cannot be done where the step of the user's own yields its losses."""
+    if recipe.settings.accumulate > 1:
         yield (
-            f"set_optimizer: {spec.name} computes the loss again and again within a step, by a closure that train() "
-            f"does not give: use another optimizer, or write that loop yourself and run it by session.traverse(loop)"
+            f"set_step: accumulate={recipe.settings.accumulate} was asked for, and this step yields losses: an "
+            f"optimizer steps at each of them, so gradients cannot add up over micro-batches: leave accumulate out, or "
+            f"use a smaller batch_size"
         )
-
-
-def _needs_closure(spec: Spec) -> bool:
-    """Whether the optimizer's step cannot be called without a function that computes the loss, as that of LBFGS."""
-    step = getattr(spec.target, "step", None)
-    if step is None:
-        return False
-    closure = inspect.signature(step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
+    if "" in recipe.optimizers:
+        yield (
+            "set_step: this step yields losses with the names of their optimizers, and the optimizer has no name: use "
+            "set_optimizer(optim.Adam, params='generator', name='generator')"
+        )
 
 
 def _criterion(recipe: Recipe) -> Iterator[str]:
@@ -115,10 +142,10 @@ def _criterion(recipe: Recipe) -> Iterator[str]:
         yield from _keywords("set_criterion", spec, compared)
 
 
-def _scheduler(recipe: Recipe) -> Iterator[str]:
-    spec = recipe.scheduler
-    if spec is None:
-        return
+def _scheduler(recipe: Recipe, name: str, spec: Scheduler) -> Iterator[str]:
+    if name and name not in recipe.optimizers:
+        known = suggest(name, list(recipe.optimizers))
+        yield f"set_scheduler: optimizer={name!r} is the name of no optimizer: {known}"
     yield from _keywords("set_scheduler", spec, list(spec.parameters)[:1], list(spec.totals(1, 1)))
     if spec.watches_loss and spec.per_batch:
         yield f"set_scheduler: {spec.name} watches the loss of an epoch, so it is stepped once an epoch: leave out per="
@@ -147,8 +174,11 @@ def _model(recipe: Recipe, model: nn.Module) -> Iterator[str]:
 def _names(recipe: Recipe, model: nn.Module) -> Iterator[str]:
     """Patterns of parameter names that fit none."""
     names = [name for name, _ in model.named_parameters()]
-    groups = getattr(recipe.optimizer, "groups", {})
-    patterns = [(f"set_optimizer(groups={{{p!r}: ...}})", p) for p in groups]
+    optimizers = recipe.optimizers.values()
+    patterns = [(f"set_optimizer(groups={{{p!r}: ...}})", p) for spec in optimizers for p in spec.groups]
+    patterns += [
+        (f"set_optimizer(params={spec.params!r})", spec.params) for spec in optimizers if spec.params is not None
+    ]
     if recipe.settings.freeze is not None:
         patterns.append((f"freeze={recipe.settings.freeze!r}", recipe.settings.freeze))
 

@@ -106,26 +106,42 @@ def with_criterion(recipe: Recipe, criterion: Any, keywords: dict[str, Any]) -> 
     return replace(recipe, criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
 
 
-def with_optimizer(recipe: Recipe, optimizer: Any, groups: Any, keywords: dict[str, Any]) -> Recipe:
-    """The recipe with another class of optimizer, or other groups or keywords of it."""
+def with_optimizer(
+    recipe: Recipe, optimizer: Any, groups: Any, params: str | None, name: str | None, keywords: dict[str, Any]
+) -> Recipe:
+    """The recipe with another optimizer: beside those of other names, or in place of all where it has no name."""
     spec = _spec("set_optimizer", optimizer, keywords)
+    if not isinstance(params, str | None):
+        raise RecipeError(
+            f"set_optimizer: params={params!r:.60} is no pattern of names: the session gives an optimizer the model's "
+            f"parameters wherever it trains, so pass params='encoder.*, *.bias', or leave it out for all."
+        )
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        raise RecipeError(
+            f"set_optimizer: name={name!r} cannot be used in the name of a column: pass a word, name='generator'."
+        )
     groups = {} if groups is None else groups
     if not isinstance(groups, Mapping) or not all(isinstance(words, Mapping) for words in groups.values()):
         raise RecipeError(
             f"set_optimizer: groups={groups!r} are not keywords by the names of parameters: "
             f"pass groups={{'head': {{'lr': 1e-3}}}}."
         )
-    return replace(recipe, optimizer=Optimizer(spec.target, spec.keywords, dict(groups)))
+    made = Optimizer(spec.target, spec.keywords, dict(groups), params)
+    others = {} if name is None else recipe.optimizers
+    return replace(recipe, optimizers={**others, name or "": made})
 
 
-def with_scheduler(recipe: Recipe, scheduler: Any, per: str | None, keywords: dict[str, Any]) -> Recipe:
-    """The recipe with another learning-rate scheduler, or none."""
+def with_scheduler(
+    recipe: Recipe, scheduler: Any, per: str | None, optimizer: str | None, keywords: dict[str, Any]
+) -> Recipe:
+    """The recipe with another learning-rate scheduler, or none, of one optimizer or of all."""
+    others = {} if optimizer is None else {k: spec for k, spec in recipe.schedulers.items() if k != optimizer}
     if scheduler is None:
-        return replace(recipe, scheduler=None)
+        return replace(recipe, schedulers=others)
     if per not in (None, "batch", "epoch"):
         raise RecipeError(f"set_scheduler: per={per!r} is not known: pass per='batch' or per='epoch'.")
     spec = _spec("set_scheduler", scheduler, keywords)
-    return replace(recipe, scheduler=Scheduler(spec.target, spec.keywords, per))
+    return replace(recipe, schedulers={**others, optimizer or "": Scheduler(spec.target, spec.keywords, per)})
 
 
 def with_metrics(recipe: Recipe, on_train: Any, named: dict[str, Any]) -> Recipe:
@@ -196,11 +212,14 @@ def for_call(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     changed = replace(recipe, settings=recipe.settings.changed(changes))
     _check_against_parts(changed, changes)
 
-    if recipe.optimizer is not None:  # whose own keywords else win over the settings
-        overruled = {name for name in OPTIMIZER_DEFAULTS if changes.get(name) is not None}
-        own = {name: value for name, value in recipe.optimizer.keywords.items() if name not in overruled}
-        changed = replace(changed, optimizer=replace(recipe.optimizer, keywords=own))
-    return changed
+    # whose own keywords else win over the settings
+    overruled = {name for name in OPTIMIZER_DEFAULTS if changes.get(name) is not None}
+    optimizers = {key: _without_keywords(spec, overruled) for key, spec in recipe.optimizers.items()}
+    return replace(changed, optimizers=optimizers)
+
+
+def _without_keywords(spec: Optimizer, names: set[str]) -> Optimizer:
+    return replace(spec, keywords={name: value for name, value in spec.keywords.items() if name not in names})
 
 
 def _check_against_parts(recipe: Recipe, changes: Mapping[str, Any]) -> None:

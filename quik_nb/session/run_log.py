@@ -92,14 +92,16 @@ class RunLog:
 
 def described(recipe: Recipe) -> dict[str, str]:
     """The parts of a recipe in words, and its settings without those of the screen and the files, by name."""
-    parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion, "optimizer": recipe.optimizer}
+    parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion}
+    parts |= {f"optimizer {name}".strip(): spec for name, spec in recipe.optimizers.items()}
 
     for split in SPLITS:
         source = getattr(recipe, split)
         with suppress(TypeError):  # a stream may not know
             parts[split] = None if source is None else f"{len(source):,} samples"
 
-    parts |= {"scheduler": recipe.scheduler, "metrics": ", ".join(recipe.metrics) or None}
+    parts |= {f"scheduler {name}".strip(): spec for name, spec in recipe.schedulers.items()}
+    parts["metrics"] = ", ".join(recipe.metrics) or None
     parts["step"] = None if recipe.step is None else getattr(recipe.step, "__name__", "own")
     parts = {name: value for name, value in parts.items() if value is not None}
 

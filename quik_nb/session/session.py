@@ -176,26 +176,47 @@ class QuikSession:
         self,
         optimizer: type[torch.optim.Optimizer],
         groups: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        params: str | None = None,
+        name: str | None = None,
         **keywords: Any,
     ) -> Self:
         """Set the optimizer's class; it gets those of the session's lr, weight_decay, betas, eps that it takes.
 
+        Calls with different names stand side by side, each for its own parameters: the first has the column `lr`, the
+        others `lr_NAME`. The same name replaces; a call without a name replaces all.
+
         Args:
-            optimizer: a class such as `torch.optim.AdamW`.
+            optimizer: a class such as `torch.optim.AdamW`; or a function of the parameters, or of the model where its
+                first parameter is named `model`, that makes one.
             groups: keywords for some of the parameters, by their names: `{"head": {"lr": 1e-3}, "*.bias": {...}}`.
+            params: which parameters it trains, by patterns as in `freeze`; None for those that no other takes.
+            name: of this optimizer beside others.
             keywords: of its own; they win over the session's settings.
         """
-        return self._changed("set_optimizer", lambda recipe: with_optimizer(recipe, optimizer, groups, keywords))
+        return self._changed(
+            "set_optimizer", lambda recipe: with_optimizer(recipe, optimizer, groups, params, name, keywords)
+        )
 
-    def set_scheduler(self, scheduler: Callable[..., Any] | None, per: str | None = None, **keywords: Any) -> Self:
+    def set_scheduler(
+        self,
+        scheduler: Callable[..., Any] | None,
+        per: str | None = None,
+        *,
+        optimizer: str | None = None,
+        **keywords: Any,
+    ) -> Self:
         """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.
 
         Args:
             scheduler: a class of `torch.optim.lr_scheduler`, or a function of (optimizer, ...); None for none.
             per: "batch" or "epoch"; None for what the scheduler is meant for.
+            optimizer: the name of the optimizer whose rate it sets; None for one of each optimizer.
             keywords: of its own.
         """
-        return self._changed("set_scheduler", lambda recipe: with_scheduler(recipe, scheduler, per, keywords))
+        return self._changed(
+            "set_scheduler", lambda recipe: with_scheduler(recipe, scheduler, per, optimizer, keywords)
+        )
 
     def set_metrics(self, *, train: bool = False, **named: Any) -> Self:
         """Set the metrics, by the name of their column in the history.

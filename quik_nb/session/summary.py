@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
-from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -11,7 +10,8 @@ from torch.nn.parameter import is_lazy
 from quik_nb.errors import QuikError
 from quik_nb.history import History
 from quik_nb.recipe.data import Source, describe_source
-from quik_nb.recipe.recipe import Recipe, fits
+from quik_nb.recipe.patterns import fits
+from quik_nb.recipe.recipe import Recipe, Scheduler
 from quik_nb.recipe.settings import SETTINGS, Settings
 from quik_nb.training.optimizers import optimizer_keywords
 
@@ -54,10 +54,11 @@ def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple
         yield "criterion", repr(recipe.criterion)
     if recipe.step is not None:
         yield "step", getattr(recipe.step, "__name__", repr(recipe.step))
-    if recipe.optimizer is not None:
-        yield "optimizer", repr(replace(recipe.optimizer, keywords=optimizer_keywords(recipe.optimizer, recipe)))
-    if recipe.scheduler is not None:
-        yield "scheduler", _scheduler(recipe)
+    for name, optimizer in recipe.optimizers.items():
+        shown = repr(replace(optimizer, keywords=optimizer_keywords(optimizer, recipe)))
+        yield f"optimizer {name}".strip(), shown
+    for name, scheduler in recipe.schedulers.items():
+        yield f"scheduler {name}".strip(), _scheduler(recipe, scheduler)
     if recipe.metrics:
         yield "metrics", ", ".join(recipe.metrics)
 
@@ -98,8 +99,7 @@ def _model(model: nn.Module, freeze: str | None) -> str:
     return f"{type(model).__name__}, {total:,} parameters{frozen}"
 
 
-def _scheduler(recipe: Recipe) -> str:
-    spec: Any = recipe.scheduler
+def _scheduler(recipe: Recipe, spec: Scheduler) -> str:
     steps = None if recipe.train is None else recipe.train.steps(recipe.settings.batch_size)
     try:
         filled = spec.totals(recipe.settings.epochs, steps)

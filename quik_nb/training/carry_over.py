@@ -11,9 +11,9 @@ from quik_nb.events import Annotation
 from quik_nb.history import History
 from quik_nb.recipe.data import alike
 from quik_nb.recipe.equality import same
-from quik_nb.recipe.recipe import Recipe, Spec
+from quik_nb.recipe.recipe import Optimizer, Recipe, Spec
 from quik_nb.training.optimizers import optimizer_keywords, trained_parameters
-from quik_nb.training.progress import Progress
+from quik_nb.training.progress import OptimizerProgress, Progress
 from quik_nb.training.pytree import to_cpu_copy
 from quik_nb.training.schedule import STEADY
 
@@ -102,20 +102,41 @@ def carry_over(progress: Progress, old: Recipe, new: Recipe, other_weights: bool
         progress = progress.without_best()
 
     # the moments belong to certain parameters, which may also have been put in or switched off by hand
-    names = None if new.model is None else trained_parameters(new.model, new.settings.freeze)
-    other_parameters = progress.parameters not in (None, names)
-    if other_parameters or not same(_parameters(old), _parameters(new)):
-        progress = progress.without_optimizer()
-    elif not same(_keywords(old), _keywords(new)) or old.scheduler != new.scheduler:
-        progress = progress.without_schedule()
+    trained = {} if new.model is None else trained_parameters(new)
+    going_on = {name: each for name, each in progress.optimizers.items() if name in new.optimizers}
+    carried = {name: _carried(name, each, trained.get(name), old, new) for name, each in going_on.items()}
+    progress = replace(progress, optimizers=carried)
 
     # with other batches, the steps of an unfinished epoch are no part of the epoch that they would complete
     discarded = other_weights and progress.step > 0
     if discarded or not _same_batches(old, new):
         progress = progress.at_epoch()
-        if new.scheduler is not None and new.scheduler.per_batch:
-            progress = progress.without_schedule()
+        progress = replace(progress, optimizers={n: _on_other_batches(n, e, new) for n, e in carried.items()})
     return progress
+
+
+def _carried(name: str, each: OptimizerProgress, trained: Any, old: Recipe, new: Recipe) -> OptimizerProgress:
+    """What of one optimizer's progress still holds under a changed recipe.
+
+    Args:
+        name: of the optimizer.
+        each: its progress.
+        trained: names and shapes of the parameters that it trains now.
+        old: the recipe it was trained by.
+        new: the recipe to train on by.
+    """
+    before, now = old.optimizers.get(name), new.optimizers[name]
+    if each.parameters not in (None, trained) or not same(_parameters(before, old), _parameters(now, new)):
+        return each.without_moments()
+    if not same(_keywords(before, old), _keywords(now, new)) or old.scheduler_of(name) != new.scheduler_of(name):
+        return each.without_schedule()
+    return each
+
+
+def _on_other_batches(name: str, each: OptimizerProgress, recipe: Recipe) -> OptimizerProgress:
+    """A schedule by batches starts again where the batches are others."""
+    scheduler = recipe.scheduler_of(name)
+    return each.without_schedule() if scheduler is not None and scheduler.per_batch else each
 
 
 def _same_batches(old: Recipe, new: Recipe) -> bool:
@@ -126,9 +147,10 @@ def _same_batches(old: Recipe, new: Recipe) -> bool:
 
 def base_rate(progress: Progress) -> float | None:
     """The learning rate that the first group has, or that its schedule starts from; None before the first step."""
-    if progress.optimizer is None:
+    first = next(iter(progress.optimizers.values()), OptimizerProgress())
+    if first.state is None:
         return None
-    group = progress.optimizer["param_groups"][0]
+    group = first.state["param_groups"][0]
     return float(group.get("initial_lr", group["lr"]))
 
 
@@ -140,9 +162,8 @@ def same_loss(old: Recipe, new: Recipe) -> bool:
     )
 
 
-def _parameters(recipe: Recipe) -> object:
+def _parameters(spec: Optimizer | None, recipe: Recipe) -> object:
     """What the optimizer's moments belong to: its class and form, and which parameters lie in which group."""
-    spec = recipe.optimizer
     return spec and (spec.target, _form(spec), list(spec.groups), recipe.settings.freeze)
 
 
@@ -153,9 +174,9 @@ def _form(spec: Spec) -> dict[str, Any]:
     return {name: bool(value) if isinstance(value, bool | int | float) else None for name, value in chosen.items()}
 
 
-def _keywords(recipe: Recipe) -> object:
+def _keywords(spec: Optimizer | None, recipe: Recipe) -> object:
     """Those of the optimizer that a schedule starts from."""
-    if recipe.optimizer is None:
+    if spec is None:
         return None
-    groups = [optimizer_keywords(recipe.optimizer, recipe), *recipe.optimizer.groups.values()]
+    groups = [optimizer_keywords(spec, recipe), *spec.groups.values()]
     return [{name: value for name, value in group.items() if name not in STEADY} for group in groups]

@@ -20,6 +20,7 @@ from quik_nb.training.metrics import MetricSet, ValueMeans, detached, exact, joi
 from quik_nb.training.precision import Autocast
 from quik_nb.training.train_mode import evaluating
 from quik_nb.training.world import World
+from quik_nb.training.yielding import make_step
 
 
 class Evaluation:
@@ -132,7 +133,7 @@ def evaluate(recipe: Recipe, source: Source, device: torch.device, split: str = 
 def _evaluation(recipe: Recipe, device: torch.device) -> Iterator[Evaluation]:
     with ExitStack() as stack:
         model, world, autocast = stack.enter_context(_on(recipe, device))
-        step = ForwardStep(recipe, stack.enter_context(criterion_on(recipe, device)))
+        step = make_step(recipe, stack.enter_context(criterion_on(recipe, device)))
         stack.enter_context(step.listening())
         yield Evaluation(recipe, model, step, world, autocast)
 

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import RecipeError, StopTraining
+from quik_nb.events import Tell
 from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe, label_tensor
 from quik_nb.training.data.batch import Batch
-from quik_nb.training.job import Tell
 from quik_nb.training.reduction import (
     Answer,
     Part,

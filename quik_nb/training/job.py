@@ -13,9 +13,6 @@ from quik_nb.training.progress import Progress, Snapshot
 Emit = Callable[[Event], None]
 """Takes each event as it happens."""
 
-Tell = Callable[[str, str], None]
-"""Tells the user something once: `tell(cause, text)`, as `events.Notice`."""
-
 
 def fit(loop: Any) -> None:
     """What `session.train()` runs on every rank, with a `quik_nb.Loop`."""

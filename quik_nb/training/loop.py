@@ -19,15 +19,16 @@ files, and gives the same numbers. Everything that happens is pushed into one `e
 Nothing here draws, writes a file, knows a notebook or starts a process.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import DivergenceError, RecipeError, StopTraining, WorkerError
-from quik_nb.events import Annotation, EpochEnd, Row, RunEnd, RunStart
+from quik_nb.events import Annotation, EpochEnd, Notice, Row, RunEnd, RunStart
 from quik_nb.history import score
 from quik_nb.recipe.data import SPLITS
 from quik_nb.recipe.settings import Settings
@@ -44,11 +45,14 @@ from quik_nb.training.monitor import Monitor
 from quik_nb.training.parallel import Agreement
 from quik_nb.training.precision import Autocast
 from quik_nb.training.progress import Progress, Snapshot, unsaved_buffers
+from quik_nb.training.step_watch import StepWatch
 from quik_nb.training.train_mode import begin_training_mode
 from quik_nb.training.world import World
 
 STOP_SECONDS = 5.0
 """How long ranks that raise `StopTraining` wait for each other, beside the time of three steps."""
+
+T = TypeVar("T")
 
 
 class Stopped(BaseException):  # a signal, which an `except Exception` in a user's loop must let pass
@@ -131,6 +135,8 @@ class Loop:
         self._record = EpochRecord(recipe, world, boundary.clock, job.progress)
         self._monitor = Monitor(recipe.settings, job.progress)
         self._agreement = Agreement(engine.model, world, boundary.clock)
+        self.watch: StepWatch | None = None
+        """on the optimizers of a loop of the user's own"""
 
         engine.updater.restore(job.progress, job.epochs, self._train.steps)
 
@@ -141,8 +147,14 @@ class Loop:
 
     @property
     def criterion(self) -> Any:
-        """As `set_criterion` made it, on the device; None where there is none."""
-        return self._engine.forward_step.criterion
+        """As `set_criterion` made it, on the device."""
+        criterion = self._engine.forward_step.criterion
+        if criterion is None:
+            raise RecipeError(
+                "session.criterion was asked for, and none was set: use set_criterion(nn.CrossEntropyLoss), or compute "
+                "the loss in the loop."
+            )
+        return criterion
 
     @property
     def world(self) -> World:
@@ -163,13 +175,34 @@ class Loop:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer over the trainable parameters, for those who step it themselves."""
-        return self._engine.updater.optimizer
+        """The optimizer of the session, the first of several, for those who step it themselves."""
+        if not self._engine.updater.optimizers:
+            raise RecipeError(
+                "session.optimizer was asked for, and none was set: use set_optimizer(optim.AdamW), or "
+                "session.register('main', optim.AdamW(session.model.parameters()))."
+            )
+        return next(iter(self._engine.updater.optimizers.values()))
 
     @property
     def scheduler(self) -> Any:
-        """The learning-rate scheduler, or None."""
-        return self._engine.updater.schedule.scheduler
+        """The learning-rate scheduler of the first optimizer, or None."""
+        first = next(iter(self._engine.updater.schedules.values()), None)
+        return None if first is None else first.scheduler
+
+    def register(self, name: str, thing: T) -> T:
+        """Keep an object of the loop's own: it gets back its state of an earlier call, which is saved with each row.
+
+        An optimizer has the column `lr_NAME`, or `lr` where no other steps, and `backward(loss, NAME)` steps it.
+
+        Args:
+            name: a word, the same in each call.
+            thing: an optimizer, a scheduler, a module, or anything else with `state_dict` and `load_state_dict`.
+
+        >>> def loop(session):
+        ...     optimizer = session.register("main", torch.optim.Adam(session.model.parameters(), lr=1e-3))
+        """
+        self._engine.register(name, thing)
+        return thing
 
     def iter_epochs(self) -> Iterator[int]:
         """The epochs still to train: a run that goes on starts where it stood."""
@@ -227,13 +260,15 @@ class Loop:
         self._record.add(output, batch)
         return output
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, optimizer: str | None = None) -> None:
         """The backward pass of a loss; after the last micro-batch of a step: clip, step, zero, scheduler.
 
         Args:
             loss: one number, the mean over the samples of the batch.
+            optimizer: the name of the one that steps by this loss alone, with all gradients zeroed before; None for
+                those of the session.
         """
-        self._engine.backward(loss, self.metrics.current_batch)
+        self._engine.backward(loss, self.metrics.current_batch, optimizer)
 
     def validate(self) -> dict[str, float]:
         """`valid_loss` and the metrics of the validation split now; `end_epoch` does it by itself."""
@@ -281,7 +316,7 @@ class Loop:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the first parameter group from now on; the others are scaled alike."""
-        self._engine.updater.schedule.set_lr(lr)
+        self._engine.updater.set_lr(lr)
 
     # ------------------------------------------------------------------ the batches of training
 
@@ -371,7 +406,7 @@ class Loop:
         """A loss that is no number ends the training here rather than at the epoch's end."""
         __tracebackhide__ = True
         updater = self._engine.updater
-        self._record.check(self._position.epoch, updater.schedule.lr, updater.scaler is not None)
+        self._record.check(self._position.epoch, updater.lr, updater.scaler is not None)
 
     def _send_heartbeat(self, phase: str = "train", step: int | None = None, steps: int | None = None) -> None:
         """Send a sign of life.
@@ -383,9 +418,9 @@ class Loop:
         """
         __tracebackhide__ = True
         self._check_losses()
-        schedule = self._engine.updater.schedule
+        updater = self._engine.updater
         event = self._record.heartbeat(self._position.epoch, self._position.step, self._train.steps)
-        event = replace(event, lr=schedule.lr, lrs=schedule.take_lrs())
+        event = replace(event, lr=updater.lr, lrs=updater.take_lrs())
         if phase == "valid":
             event = replace(event, phase="valid", step=step or 0, steps=steps)
         self._emit(event)
@@ -426,19 +461,31 @@ class Loop:
     def _close_epoch(self, values: dict[str, float]) -> None:
         __tracebackhide__ = True
         position, record, updater = self._position, self._record, self._engine.updater
-        columns = {**values, **record.columns(), **self._values(), **updater.norms.columns()}
+        lrs = updater.lrs()
+        lr = lrs.pop("lr", math.nan)
+        columns = {**values, **record.columns(), **self._values(), **updater.norms.columns(), **lrs}
         total, count = self._agreed_sums()
         self._check_losses()
         loss = mean_loss(total, count, position.epoch, self._job.has_own_loop)
-        row = record.row(position.epoch, loss, columns, updater.schedule.lr)
+        row = record.row(position.epoch, loss, columns, lr)
 
-        updater.schedule.end_epoch(score(row))
+        updater.end_epoch(position.epoch, score(row))
+        self._tell()
         is_best = self._monitor.update(row)
         data_wait = record.data_wait
         self.next_epoch()
 
         self._saves.save(self.snapshot(row))
         self._emit(EpochEnd(row, is_best, data_wait))
+
+    def _tell(self) -> None:
+        """Tell what the steps of this epoch showed."""
+        found = list(self._engine.updater.notices())
+        if self.watch is not None:
+            is_whole = self._record.first_step == 0  # else all steps may have been made in an earlier call
+            found += [notice for notice in self.watch.end_epoch() if is_whole]
+        for cause, text in found:
+            self._emit(Notice(cause, text))
 
     def _values(self) -> dict[str, float]:
         """Columns of the further numbers that a step or loop of the user's own gave (all ranks participate)."""
@@ -474,7 +521,7 @@ class Loop:
         self._check_losses()
         loss = mean_loss(total, count, position.epoch, self._job.has_own_loop)
         fraction = min(self._fraction(), 0.99)  # at 1.0 the epoch would be whole
-        row = record.row(position.epoch, loss, {}, self._engine.updater.schedule.lr, fraction)
+        row = record.row(position.epoch, loss, {}, self._engine.updater.lr, fraction)
 
         states = self.world.gather(rng.capture(self.world.device))
         within = {"loss_sum": total, "loss_count": count, "seconds": row.time, "rng_states": states}

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe: its keywords, its groups of parameters, and which parameters are trained at all.
+"""The optimizers of a recipe: their keywords, their groups of parameters, and which parameters are trained at all.
 
 The user's own keywords win over the session's settings, and those over what is filled in here.
 """
@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn, optim
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.recipe import Optimizer, Recipe, Spec, fits
+from quik_nb.recipe.assignment import assigned
+from quik_nb.recipe.patterns import fits
+from quik_nb.recipe.recipe import Optimizer, Recipe, Spec
 
 
 def optimizer_keywords(spec: Spec, recipe: Recipe) -> dict[str, Any]:
@@ -41,43 +43,77 @@ def _can_fuse(spec: Spec, model: nn.Module) -> bool:
     return not sparse and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> optim.Optimizer:
-    """The optimizer over the model's trainable parameters.
+def make_optimizers(recipe: Recipe, model: nn.Module) -> dict[str, optim.Optimizer]:
+    """The optimizers by name, each over its part of the model's trained parameters.
 
     Raises:
-        RecipeError: the optimizer refuses its keywords; the message shows them.
+        RecipeError: one refuses its keywords; or a function made one over the weights of another model.
     """
-    assert recipe.optimizer is not None  # `validate.check` refuses a recipe without one
-    keywords = optimizer_keywords(recipe.optimizer, recipe)
+    parameters = dict(model.named_parameters())
+    made = {}
+    for name, members in assigned(recipe).items():
+        spec = recipe.optimizers[name]
+        made[name] = _make(spec, optimizer_keywords(spec, recipe), model, {n: parameters[n] for n in members})
+        _check_parameters(spec, made[name], model)
+    return made
+
+
+def _make(
+    spec: Optimizer, keywords: dict[str, Any], model: nn.Module, members: dict[str, nn.Parameter]
+) -> optim.Optimizer:
+    target: Any = spec.target
+    args: list[Any] = [parameter_groups(spec, members)]
+    if (method := spec.method_of(model)) is not None:
+        target, args = getattr(model, method), []
+    elif spec.takes_model:
+        args = [model]
     try:
-        return recipe.optimizer.target(parameter_groups(recipe.optimizer, model), **keywords)  # type: ignore[no-any-return]
+        return target(*args, **keywords)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:
         shown = ", ".join(f"{k}={v!r}" for k, v in keywords.items())
-        raise RecipeError(f"set_optimizer: {recipe.optimizer.name}({shown}) was refused: {error}.") from error
+        raise RecipeError(f"set_optimizer: {spec.name}({shown}) was refused: {error}.") from error
 
 
-def parameter_groups(spec: Optimizer, model: nn.Module) -> list[Any]:
-    """The trainable parameters as torch's optimizers take them: those of no group first, then each group in turn.
+def _check_parameters(spec: Optimizer, made: Any, model: nn.Module) -> None:
+    """Refuse what a function made that would train nothing of this model.
+
+    A function of the notebook may have the notebook's model in its hands, of which a worker trains a copy.
+    """
+    if not hasattr(made, "param_groups"):
+        raise RecipeError(f"set_optimizer: {spec.name} gave a {type(made).__name__}, and no optimizer of torch's kind.")
+    ours = {id(parameter) for parameter in model.parameters()}
+    theirs = [parameter for group in made.param_groups for parameter in group["params"]]
+    strangers = sum(id(parameter) not in ours for parameter in theirs)
+    if strangers:
+        raise RecipeError(
+            f"set_optimizer: {spec.name} made an optimizer in which {strangers} of {len(theirs)} parameters are none "
+            f"of this model, so that it would be trained in part or not at all: make it from what it is called with, "
+            f"as set_optimizer(lambda model: ...) or set_optimizer(lambda params: ...)."
+        )
+
+
+def parameter_groups(spec: Optimizer, members: dict[str, nn.Parameter]) -> list[Any]:
+    """Parameters as torch's optimizers take them: those of no group first, then each group in turn.
 
     A parameter that fits several patterns belongs to the first of them.
+
+    Args:
+        spec: with the groups.
+        members: the parameters that this optimizer trains, by name.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not spec.groups:
-        return [p for _, p in named]
+        return list(members.values())
     groups: dict[str | None, list[nn.Parameter]] = {None: [], **{pattern: [] for pattern in spec.groups}}
-    for name, parameter in named:
+    for name, parameter in members.items():
         groups[next((pattern for pattern in spec.groups if fits(name, pattern)), None)].append(parameter)
     return [{"params": ps, **(spec.groups[p] if p else {})} for p, ps in groups.items() if ps]
 
 
-def trained_parameters(model: nn.Module, frozen: str | None = None) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the parameters that are trained.
-
-    >>> trained_parameters(nn.Linear(2, 1), frozen="bias")
-    [('weight', (1, 2))]
-    """
-    named = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return [(name, tuple(p.shape)) for name, p in named if frozen is None or not fits(name, frozen)]
+def trained_parameters(recipe: Recipe) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Names and shapes of the parameters that each optimizer trains, by the optimizer's name."""
+    assert recipe.model is not None  # `validate.check` refuses a recipe without one
+    shapes = {name: tuple(p.shape) for name, p in recipe.model.named_parameters()}
+    return {key: [(name, shapes[name]) for name in names] for key, names in assigned(recipe).items()}
 
 
 def freeze(model: nn.Module, pattern: str | None) -> Iterable[nn.Parameter]:

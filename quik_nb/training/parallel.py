@@ -12,7 +12,7 @@ There are two ways to make gradients equal, behind one face:
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -64,6 +64,9 @@ class OneRank:
     def state_dict(self, module: nn.Module) -> dict[str, Any]:
         """The full state of a module (all ranks participate; only rank 0 writes it)."""
         return module.state_dict()
+
+    def include(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Keep further parameters equal on all ranks, such as those of a critic (all ranks participate)."""
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -129,15 +132,29 @@ class ByHooks(_Ranks):
         self._waiting = False
         self._reached: set[nn.Parameter] = set()
 
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor.detach(), src=0)
+        for buffer in model.buffers():
+            dist.broadcast(buffer.detach(), src=0)
+        self._known: dict[nn.Parameter, None] = {}
+        """all parameters that are kept equal, in an order that is the same on all ranks"""
+        self._handles: list[Any] = []
+        self._sparse: list[nn.Parameter] = []
+        self._dense: list[list[nn.Parameter]] = []
+        self.include(model.parameters())
 
-        trained = [p for p in model.parameters() if p.requires_grad]
-        sparse = sparse_parameters(model)
-        self._sparse = [p for p in trained if p in sparse]
-        self._dense = grouped_by_dtype(p for p in trained if p not in sparse)
+    def include(self, parameters: Iterable[nn.Parameter]) -> None:
+        new = [parameter for parameter in parameters if parameter not in self._known]
+        for parameter in new:
+            dist.broadcast(parameter.detach(), src=0)
+        self._known.update(dict.fromkeys(new))
+
         hook: Any = self._note
-        self._handles = [p.register_post_accumulate_grad_hook(hook) for p in trained]  # type: ignore[no-untyped-call]
+        trained = [p for p in new if p.requires_grad]
+        self._handles += [p.register_post_accumulate_grad_hook(hook) for p in trained]  # type: ignore[no-untyped-call]
+
+        sparse = sparse_parameters(self.model)
+        all_trained = [p for p in self._known if p.requires_grad]
+        self._sparse = [p for p in all_trained if p in sparse]
+        self._dense = grouped_by_dtype(p for p in all_trained if p not in sparse)
 
     def __call__(self, *args: Any) -> Any:
         self.sync_buffers()
@@ -185,7 +202,8 @@ class ByHooks(_Ranks):
         gradient = parameter.grad
         if gradient is None:
             empty = torch.zeros((1, 0), dtype=torch.int64, device=parameter.device)
-            gradient = torch.sparse_coo_tensor(empty, parameter.new_zeros(0, *parameter.shape[1:]), parameter.shape)
+            nothing = parameter.new_zeros(0, *parameter.shape[1:])
+            gradient = torch.sparse_coo_tensor(empty, nothing, parameter.shape, check_invariants=False)
         gradient = gradient.coalesce()
         dist.all_reduce(gradient)
         if gradient._nnz():
@@ -216,6 +234,9 @@ def parallel(model: nn.Module, step: StepFunction, world: World, settings: Setti
             )
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
 
+    # an unused one of those is an error of DistributedDataParallel
+    if settings.find_unused_parameters and sparse_parameters(model):
+        by_hooks = by_hooks or "embeddings with sparse gradients may take no part in a loss"
     if by_hooks:
         return ByHooks(model, step, world, by_hooks)
     return AroundTheStep(model, step, world, settings.find_unused_parameters)

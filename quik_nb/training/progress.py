@@ -1,7 +1,8 @@
 """How far a training has come: all that it takes to go on from there, as plain values and tensors."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -9,6 +10,33 @@ from torch import nn
 from quik_nb.events import Row
 from quik_nb.training import rng
 from quik_nb.training.pytree import to_cpu_copy
+
+
+class OptimizerProgress(NamedTuple):
+    """What one optimizer and its schedule go on from."""
+
+    state: dict[str, Any] | None = None
+    """of the optimizer: rates and moments; None where they start anew"""
+    scheduler: dict[str, Any] | None = None
+    """state of the scheduler; None where there is none, or it starts again"""
+    schedule_end: int = 0
+    """the epoch at which the schedule ends; 0 for one that starts again"""
+    schedule_start: tuple[int, int] = (0, 0)
+    """epoch and step at which it began"""
+    last_lr: float | None = None
+    """the learning rate of the latest step"""
+    parameters: list[tuple[str, tuple[int, ...]]] | None = None
+    """names and shapes of the parameters that the moments belong to"""
+    steps: int = 0
+    """made since the schedule began"""
+
+    def without_schedule(self) -> "OptimizerProgress":
+        """The same, with a schedule that starts again from the next step on."""
+        return self._replace(scheduler=None, schedule_end=0)
+
+    def without_moments(self) -> "OptimizerProgress":
+        """The same without the optimizer's moments, and so without the schedule that changes its rates."""
+        return self.without_schedule()._replace(state=None)
 
 
 @dataclass(frozen=True)
@@ -19,12 +47,6 @@ class Progress:
     """whole epochs done"""
     step: int = 0
     """optimizer steps done in the epoch after those"""
-    schedule_end: int = 0
-    """the epoch at which the schedule ends"""
-    schedule_start: tuple[int, int] = (0, 0)
-    """epoch and step at which it began"""
-    last_lr: float | None = None
-    """the learning rate of the latest step"""
     best: float = float("inf")
     """lowest score of an epoch so far"""
     best_for_patience: float = float("inf")
@@ -41,11 +63,11 @@ class Progress:
     """steps in it that were left out, as a gradient overflowed"""
     seconds: float = 0.0
     """spent in the unfinished epoch"""
-    optimizer: dict[str, Any] | None = None
-    scheduler: dict[str, Any] | None = None
+    optimizers: Mapping[str, OptimizerProgress] = field(default_factory=dict)
+    """by the optimizer's name"""
+    registered: Mapping[str, Any] = field(default_factory=dict)
+    """states of what a loop of the user's own registered, by name"""
     scaler: dict[str, Any] | None = None
-    parameters: list[tuple[str, tuple[int, ...]]] | None = None
-    """names and shapes of the parameters that the optimizer's moments belong to"""
     average: dict[str, Any] | None = None
     """averaged weights, the trained ones behind them, and the number of steps they average"""
     unsaved_buffers: dict[str, Any] | None = None
@@ -56,12 +78,8 @@ class Progress:
     """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
 
     def without_schedule(self) -> "Progress":
-        """The same, with a schedule that starts again from the next step on."""
-        return replace(self, scheduler=None, schedule_end=0)
-
-    def without_optimizer(self) -> "Progress":
-        """The same without the optimizer's moments, and so without the schedule that changes its rates."""
-        return replace(self.without_schedule(), optimizer=None)
+        """The same, with schedules that start again from the next step on."""
+        return replace(self, optimizers={name: each.without_schedule() for name, each in self.optimizers.items()})
 
     def without_best(self) -> "Progress":
         """The same, with a best loss and a patience that start again."""

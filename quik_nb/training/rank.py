@@ -13,12 +13,14 @@ from quik_nb.training.boundary import StepBoundary
 from quik_nb.training.commands import Commands, LocalCommands
 from quik_nb.training.engine import Engine, compile_in_place
 from quik_nb.training.evaluate import Validation
-from quik_nb.training.forward import ForwardStep, criterion_on
+from quik_nb.training.forward import criterion_on
 from quik_nb.training.job import Checkpoint, Emit, Job
 from quik_nb.training.loop import Loop, Saves
 from quik_nb.training.optimizers import freeze
+from quik_nb.training.step_watch import StepWatch
 from quik_nb.training.train_mode import preserve_training_mode, tell_modes
 from quik_nb.training.world import World
+from quik_nb.training.yielding import make_step
 
 
 def run_rank(
@@ -76,8 +78,8 @@ def loop_of(
         tell_modes(model, recipe.settings.eval_modules, tell)
 
         criterion = given_back.enter_context(criterion_on(recipe, world.device))
-        train_step = ForwardStep(recipe, criterion, recipe.train, tell=tell)
-        valid_step = ForwardStep(recipe, criterion, facts=train_step.facts, tell=tell)
+        train_step = make_step(recipe, criterion, recipe.train, tell=tell)
+        valid_step = make_step(recipe, criterion, facts=train_step.facts, tell=tell)
         if job.has_own_loop or recipe.step is not None:
             given_back.enter_context(train_step.listening())
             given_back.enter_context(valid_step.listening())
@@ -89,6 +91,8 @@ def loop_of(
             )
 
         by_hooks = "the loop is your own" if job.has_own_loop else ""
+        if recipe.yields:
+            by_hooks = "the step yields several losses"
         engine = Engine(recipe, model, train_step, world, by_hooks)
         given_back.callback(engine.parallel.close)
         if recipe.settings.compile:
@@ -96,7 +100,10 @@ def loop_of(
 
         boundary = StepBoundary(recipe.settings, world, commands or LocalCommands(), clock)
         validation = Validation(recipe, valid_step, world)
-        yield Loop(job, engine, validation, boundary, Saves(world, checkpoint), emit)
+        loop = Loop(job, engine, validation, boundary, Saves(world, checkpoint), emit)
+        if job.has_own_loop:
+            loop.watch = given_back.enter_context(StepWatch(model, engine.updater.known_optimizers))
+        yield loop
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from quik_nb.recipe.recipe import fits
-from quik_nb.training.job import Tell
+from quik_nb.events import Tell
+from quik_nb.recipe.patterns import fits
 
 
 @contextmanager

@@ -3,19 +3,22 @@
 Each rank has one; all of them make the same update, since gradients are the same on all ranks when they are used.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quik_nb.errors import RecipeError, suggest
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.training.clipping import clip_norm, clip_value
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.ema import AveragedWeights
-from quik_nb.training.forward import EPS
 from quik_nb.training.metrics import exact
-from quik_nb.training.optimizers import make_optimizer, trained_parameters
+from quik_nb.training.optimizers import make_optimizers, trained_parameters
 from quik_nb.training.progress import Progress
+from quik_nb.training.registered import Registered
 from quik_nb.training.schedule import Schedule
 from quik_nb.training.world import World
 
@@ -68,22 +71,27 @@ class GradientWeights:
         unchanged = isinstance(weight, float) and weight == 1.0
         return loss if unchanged else loss * weight
 
-    def divide(self, model: nn.Module) -> None:
-        """Divide the gradients of a whole step by what its losses count (all ranks participate)."""
+    def divide(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
+        """Divide the gradients of a whole step by what its losses count, and give that (all ranks participate).
+
+        None where nothing is to be divided.
+        """
         if not isinstance(self._count, Tensor):
-            return
+            return None
         total = self.world.sum(self._count)
-        for parameter in model.parameters():
+        total = total.clamp(min=torch.finfo(total.dtype).tiny)
+        for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad /= total.clamp(min=EPS)
+                parameter.grad /= total
         self._count = 0.0
+        return total
 
 
 class Updater:
-    """The optimizer, its schedule, and all that happens between a backward pass and the next forward.
+    """The optimizers, their schedules, and all that happens between a backward pass and the next forward.
 
     Args:
-        recipe: with optimizer, scheduler and settings.
+        recipe: with optimizers, schedulers and settings.
         model: the module whose parameters are trained, on the world's device.
         world: this rank among the others.
         scaled: whether losses are scaled, as fp16 on a GPU needs.
@@ -93,22 +101,30 @@ class Updater:
         self.recipe = recipe
         self.model = model
         self.weights = GradientWeights(world, world.world_size > 1 or recipe.settings.accumulate > 1)
-        self.optimizer = make_optimizer(recipe, model)
-        self.schedule: Schedule
+        self.optimizers = make_optimizers(recipe, model)
+        self._trained = trained_parameters(recipe)
+        self._model_parameters = list(model.parameters())
+        self.schedules: dict[str, Schedule] = {}
+        self.registered = Registered({})
         self.scaler = torch.amp.GradScaler("cuda") if scaled else None
         ema = recipe.settings.ema
         self.average = AveragedWeights(model, ema) if ema is not None else None
         self.norms = GradientNorms()
+        self.gradients = GradientWatch()
 
     def restore(self, progress: Progress, last: int, steps_per_epoch: int | None) -> None:
-        """Make the schedule and put back the state of an earlier training.
+        """Make the schedules and put back the state of an earlier training.
 
         Args:
             progress: of that training; an empty one for a new training.
             last: the epoch to stop before.
             steps_per_epoch: optimizer steps; None where unknown.
         """
-        self.schedule = Schedule(self.recipe, self.optimizer, progress, last, steps_per_epoch)
+        self.schedules = {
+            name: Schedule(self.recipe, name, optimizer, progress, last, steps_per_epoch)
+            for name, optimizer in self.optimizers.items()
+        }
+        self.registered = Registered(progress.registered)
         if self.scaler is not None and progress.scaler is not None:
             self.scaler.load_state_dict(progress.scaler)
         self.norms = GradientNorms(progress.norm_sum, progress.norm_count, progress.skipped)
@@ -126,8 +142,17 @@ class Updater:
 
     # ------------------------------------------------------------------ a step
 
-    def backward(self, loss: Tensor, batch: Batch, count: Tensor | None, reduction: str) -> None:
-        """Gradients of the loss, by its weight in the step; after the last micro-batch, the step.
+    def zero_grad(self) -> None:
+        """Drop the gradients of all that is trained."""
+        for parameter in self._parameters():
+            parameter.grad = None
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        yield from self._model_parameters
+        yield from self.registered.parameters()
+
+    def backward(self, loss: Tensor, batch: Batch, count: Tensor | None, reduction: str) -> Tensor:
+        """Gradients of the loss by its weight in the step, which is given back without its graph.
 
         Args:
             loss: of the batch.
@@ -136,40 +161,143 @@ class Updater:
             reduction: "mean" or "sum".
         """
         loss = self.weights.weigh(loss, batch, count, reduction)
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def finish_gradients(self) -> Tensor | None:
+        """Complete the gradients of a whole step (all ranks participate); gives what its losses count together.
+
+        None where their weights add up to one.
+        """
+        return self.weights.divide(self._parameters())
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
+        """Clip, and step all optimizers of the session by the gradients of a whole step.
+
+        Args:
+            closure: gives the loss of the step and its gradients anew, for an optimizer that asks for it.
+
+        Raises:
+            RecipeError: there is no optimizer.
+        """
+        if not self.optimizers:
+            raise RecipeError(
+                "session.backward(loss) was called, and the session has no optimizer to step by it: use "
+                "set_optimizer(optim.AdamW), or session.register one and call session.backward(loss, 'its name')."
+            )
+        self._step(self.optimizers, self._model_parameters, closure)
+
+    def step_alone(self, name: str) -> None:
+        """Clip and step one optimizer, of the session or registered, by the gradients of its parameters."""
+        optimizer = self.optimizer(name)
+        self._step({name: optimizer}, [p for group in optimizer.param_groups for p in group["params"]])
+
+    def known_optimizers(self) -> list[Any]:
+        """Those of the session, and those that a loop registered."""
+        return [*self.optimizers.values(), *self.registered.optimizers.values()]
+
+    def optimizer(self, name: str) -> Any:
+        """An optimizer of the session or a registered one.
+
+        Raises:
+            RecipeError: none has this name.
+        """
+        known = {**self.optimizers, **self.registered.optimizers}
+        if name not in known:
+            raise RecipeError(
+                f"There is no optimizer {name!r} to step by this loss: {suggest(str(name), list(known))}. "
+                f"set_optimizer(..., name={name!r}) makes one; in a loop, session.register({name!r}, optimizer) does."
+            )
+        return known[name]
+
+    def _step(
+        self,
+        optimizers: dict[str, Any],
+        parameters: list[nn.Parameter],
+        closure: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.gradients.look(parameters)
+        self._clip(optimizers, parameters)
+
+        stepped = [self.schedules[name] for name in optimizers if name in self.schedules]
+        for schedule in stepped:
+            schedule.note_lr()
+        for optimizer in optimizers.values():
+            self._step_one(optimizer, closure)
         if self.scaler is not None:
-            loss = self.scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
+            before = self.scaler.get_scale()
+            self.scaler.update()
+            self.norms.skipped += self.scaler.get_scale() < before
 
-        if batch.last:
-            self.weights.divide(self.model)
-            self._clip()
-            self._step()
+        self.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model)
+        for schedule in stepped:
+            schedule.end_step()
 
-    def _clip(self) -> None:
+    def _step_one(self, optimizer: Any, closure: Callable[[], Tensor] | None) -> None:
+        if closure is not None:
+            optimizer.step(closure)
+        elif self.scaler is not None:
+            self.scaler.step(optimizer)
+        else:
+            optimizer.step()
+
+    def _clip(self, optimizers: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         settings = self.recipe.settings
         if settings.clip_norm is None and settings.clip_value is None:
             return
         if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in optimizers.values():
+                self.scaler.unscale_(optimizer)
         if settings.clip_value is not None:
-            nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
+            clip_value(parameters, settings.clip_value)
         if settings.clip_norm is not None:
-            self.norms.add(nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm))
+            self.norms.add(clip_norm(parameters, settings.clip_norm))
 
-    def _step(self) -> None:
-        self.schedule.note_lr()
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            before = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.norms.skipped += self.scaler.get_scale() < before
+    # ------------------------------------------------------------------ rates
 
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update(self.model)
-        self.schedule.end_step()
+    def lrs(self) -> dict[str, float]:
+        """The rates of the latest step, by column: `lr` is that of the first optimizer, the others are `lr_NAME`."""
+        rates = {name: schedule.lr for name, schedule in self.schedules.items()}
+        registered = {name: float(o.param_groups[0]["lr"]) for name, o in self.registered.optimizers.items()}
+        unused = bool(registered) and not any(schedule.steps for schedule in self.schedules.values())
+        rates = {**registered, **rates} if unused else {**rates, **registered}
+        return {f"lr_{name}" if i else "lr": rate for i, (name, rate) in enumerate(rates.items())}
+
+    @property
+    def lr(self) -> float:
+        """The rate of the first optimizer in the latest step; NaN where there is none."""
+        return self.lrs().get("lr", float("nan"))
+
+    def set_lr(self, lr: float) -> None:
+        """Set the rate of the first optimizer from now on; those of the others are scaled alike."""
+        first, *others = self.schedules.values()
+        factor = first.set_lr(lr)
+        for schedule in others:
+            schedule.scale_lr(factor)
+
+    def take_lrs(self) -> tuple[float, ...]:
+        """The rates of the first optimizer in the steps since they were last taken."""
+        taken = [schedule.take_lrs() for schedule in self.schedules.values()]
+        return taken[0] if taken else ()
+
+    def end_epoch(self, epoch: int, loss: float) -> None:
+        """Step the schedulers that count epochs.
+
+        Args:
+            epoch: that has ended.
+            loss: of the epoch, for a scheduler that watches it.
+        """
+        for schedule in self.schedules.values():
+            schedule.end_epoch(epoch, loss)
+
+    def notices(self) -> Iterator[tuple[str, str]]:
+        """What the user should know of the steps so far: causes and texts."""
+        for schedule in self.schedules.values():
+            yield from schedule.notices()
+        yield from self.gradients.notices()
 
     # ------------------------------------------------------------------ state
 
@@ -181,10 +309,9 @@ class Updater:
     def state(self) -> dict[str, Any]:
         """Everything but the weights that are seen, by the names of `Progress`; tensors are shared."""
         return {
-            **self.schedule.state(),
             **self.norms.state(),
-            "optimizer": self.optimizer.state_dict(),
-            "parameters": trained_parameters(self.model),
+            "optimizers": {name: each.state(self._trained.get(name)) for name, each in self.schedules.items()},
+            "registered": self.registered.state(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "average": self._average_state(),
         }
@@ -197,6 +324,32 @@ class Updater:
             "trained": self.model.state_dict(),
             "count": self.average.count,
         }
+
+
+class GradientWatch:
+    """Whether any gradient was ever other than zero: looked at in each step until one was."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.steps = 0
+
+    def look(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Look at the gradients of a step; once some were not zero, no more."""
+        if self.seen:
+            return
+        self.steps += 1
+        gradients = (p.grad for p in parameters if p.grad is not None)
+        self.seen = any(bool((g.coalesce().values() if g.is_sparse else g).any()) for g in gradients)
+
+    def notices(self) -> Iterator[tuple[str, str]]:
+        """What the user should know: a cause and a text where all gradients were zero."""
+        if self.steps and not self.seen:
+            yield (
+                "gradients are zero",
+                "All gradients are zero, so nothing is trained: the loss does not hang on the model's parameters, or "
+                "only through what has no slope. Look for .detach(), .data, argmax or a comparison between model and "
+                "loss, or for an activation that is saturated.",
+            )
 
 
 class GradientNorms:

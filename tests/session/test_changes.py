@@ -210,7 +210,9 @@ def test_a_slow_steady_fall_is_none_that_stands_still() -> None:
     def loop(session: Any) -> None:
         for _ in session.iter_epochs():
             for x, y in session.loader("train"):
-                session.metrics.add_loss(session.criterion(session.model(x), y))
+                loss = session.criterion(session.model(x), y)
+                session.backward(loss)
+                session.metrics.add_loss(loss)
             session.end_epoch({"valid_loss": next(falling)})
 
     session = regression(epochs=6, patience=2, min_delta=0.08)

@@ -136,7 +136,6 @@ AT_TRAINING: dict[str, tuple[Change, str]] = {
     "no parameters": (lambda s: s.add_model(nn.Flatten()), "has no parameters, so there is nothing to train"),
     "lazy": (lambda s: s.add_model(nn.LazyLinear(1)), r"lazy layers, .*call it once before, as model\(x\[:2\]\)"),
     "meta": (lambda s: s.add_model(nn.Linear(5, 1, device="meta")), "on the device 'meta', without values"),
-    "closure": (lambda s: s.set_optimizer(optim.LBFGS), r"by a closure .* session.traverse\(loop\)"),
     "group keyword": (
         lambda s: s.set_optimizer(optim.SGD, groups={"0": {"lrr": 0.5}}),
         "SGD takes no keyword 'lrr': did you mean 'lr'",

@@ -6,18 +6,14 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import pytest
-import torch
 from harness.plain import distance, regression
-from torch import nn
 
 from quik_nb import Run
-from quik_nb.events import Event, Row, RunEnd
+from quik_nb.events import Event, RunEnd
 from quik_nb.history import History
 from quik_nb.launch.base import Running
-from quik_nb.session.training_runs import TrainingRuns
 from quik_nb.training.commands import LocalCommands
 from quik_nb.training.loop import Loop
-from quik_nb.training.progress import Progress, Snapshot
 
 
 class Breaking:
@@ -178,28 +174,3 @@ def test_a_failed_attempt_has_no_rows_of_the_next_one() -> None:
     session.set_step(None).train()
 
     assert ["none", "0-1"] == session.runs["epochs"].tolist()
-
-
-class Elsewhere(Fake):
-    """A training whose weights lie in a file, which counts how often it was read."""
-
-    reads = 0
-
-    def snapshot(self) -> Any:
-        self.reads += 1
-        return Snapshot({"weight": torch.tensor([[float(self.reads)]])}, Progress())
-
-
-def test_the_model_is_read_once_for_each_row() -> None:
-    """`session.model` gets the weights of a run in the background, and reads nothing while there is no new row."""
-    runs, running, model = TrainingRuns(), Elsewhere(), nn.Linear(1, 1, bias=False)
-    runs.latest = run = Run(running, History(), settle=lambda outcome: None)
-    run.state = "running"
-    seen = []
-    for looks in (1, 3, 2):
-        for _ in range(looks):
-            runs.load_latest(model)
-        seen.append((running.reads, model.weight.item() if running.reads else None))
-        run.record.add(Row(len(seen), 0.5, None, 1.0, 0.1))
-
-    assert [(0, None), (1, 1.0), (2, 2.0)] == seen

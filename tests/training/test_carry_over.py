@@ -1,6 +1,5 @@
 """Two and two is four, a stop is no loss, and the same seed gives the same numbers."""
 
-import math
 import os
 import random
 import signal
@@ -8,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from quik_nb import DivergenceError, QuikSession, RecipeError
-from quik_nb.training.carry_over import TrainingState, continue_from
+from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.progress import Progress
 
 STEPS = 7  # 101 samples in batches of 16
@@ -533,13 +531,14 @@ def test_another_rate_keeps_the_moments() -> None:
     session.train()
     session.train(lr=0.01)  # the same: nothing changes
     same = distance(by_hand.model, session.model)
-    moments = session._runs.state.progress.optimizer
+    moments = session._runs.state.progress.optimizers[""].state
     session.set_optimizer(optim.Adam, lr=0.001).train()
 
     assert 0.0 == same
     assert moments is not None
-    assert session._runs.state.progress.optimizer is not None
-    assert [3 * STEPS] == [int(state["step"]) for state in session._runs.state.progress.optimizer["state"].values()][:1]
+    later = session._runs.state.progress.optimizers[""].state
+    assert later is not None
+    assert [3 * STEPS] == [int(state["step"]) for state in later["state"].values()][:1]
     assert [0.01, 0.01, 0.001] == list(session.history["lr"])
 
 
@@ -695,16 +694,3 @@ def test_the_same_data_added_again_changes_nothing() -> None:
     stopped.add_data(train=numbers(), valid=numbers(37)).train(2)
 
     assert 0.0 == distance(straight.model, stopped.model)
-
-
-def test_the_next_state_is_another_value() -> None:
-    """`continue_from` leaves the state that it is given: the mark of another loss stands in the next one only."""
-    session = regression(epochs=1)
-    session.train()
-    state = session._runs.state
-    following = continue_from(state, replace(session._recipe, criterion=nn.L1Loss()))
-
-    assert [] == state.history.annotations
-    assert ["another loss"] == [mark.label for mark in following.history.annotations]
-    assert math.inf == following.progress.best > state.progress.best
-    assert state.trained_by is not following.trained_by

@@ -10,7 +10,7 @@ from harness.plain import distance, network, numbers, quiet, regression
 from torch import nn, optim
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from quik_nb import Loop, QuikSession, RecipeError
+from quik_nb import Loop, QuikSession, QuikWarning, RecipeError
 
 
 def loop(session: Loop) -> None:
@@ -94,7 +94,8 @@ def test_a_plain_loop_needs_two_calls() -> None:
                 session.metrics.add_loss(loss)
             session.end_epoch()
 
-    session.traverse(plain)
+    with pytest.warns(QuikWarning, match=r"session\.register\('main', SGD"):
+        session.traverse(plain)
 
     assert [0, 1] == list(session.history.epoch)
     assert session.history.train_loss[1] < session.history.train_loss[0]

@@ -1,11 +1,13 @@
 """A split's batches for one rank: for training, and in order for a pass without training."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from quik_nb.errors import RecipeError
 from quik_nb.recipe.data import Samples, Source, Tensors, loader_options
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.settings import Settings
-from quik_nb.training.data.batch import Batches
+from quik_nb.training.data.batch import Batch, Batches
 from quik_nb.training.data.in_memory import EvalBatches, TensorBatches
 from quik_nb.training.data.loaders import SampleBatches, StreamBatches
 from quik_nb.training.world import World
@@ -19,9 +21,22 @@ def train_batches(recipe: Recipe, world: World) -> Batches:
         world: this rank among the others.
     """
     settings = recipe.settings
-    assert recipe.train is not None  # `validate.check` refuses a recipe without one
+    if recipe.train is None:
+        return NoBatches()
     source = _with_workers(recipe.train, settings.num_workers)
     return batches_of(source, settings.batch_size, world, shuffle=True, micro_batches=settings.accumulate)
+
+
+class NoBatches:
+    """Stands for the batches of a session without data, whose loop brings its own."""
+
+    steps = None
+
+    def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Refuse what is asked for."""
+        raise RecipeError(
+            "loader('train'): the session has no training data: use add_data(train=...), or batches of the loop's own."
+        )
 
 
 def eval_batches(source: Source, settings: Settings, world: World) -> Batches:
