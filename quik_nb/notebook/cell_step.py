@@ -30,6 +30,7 @@ def step_source(body: str) -> str:
     """
     statements = ast.parse("\n" + body, filename="this cell").body
     lines = ["", *body.rstrip().split("\n")]
+
     last = statements[-1] if statements else None
     if isinstance(last, ast.Expr):
         row, column = last.lineno - 1, last.col_offset
@@ -38,14 +39,16 @@ def step_source(body: str) -> str:
     elif any(_assigns_loss(statement) for statement in statements):
         lines.append("return loss")
     elif not isinstance(last, ast.Return):
-        ending = f"ends in `{ast.unparse(last).splitlines()[0]}`" if last is not None else "is empty"
+        ending = "is empty" if last is None else f"ends in `{ast.unparse(last).splitlines()[0]}`"
         raise RecipeError(
             f"This cell is the training step of a batch, and it {ending}, which gives no loss to train with: "
             f"end it with loss = criterion(outputs, target), or with the expression alone."
         )
-    within = set(_lines_within_strings(statements))
-    body_lines = [lines[i] if i in within or not lines[i].strip() else INDENT + lines[i] for i in range(1, len(lines))]
-    return "\n".join([HEAD, *body_lines])
+
+    for number in set(range(1, len(lines))) - set(_lines_within_strings(statements)):
+        if lines[number].strip():
+            lines[number] = INDENT + lines[number]
+    return "\n".join([HEAD, *lines[1:]])
 
 
 def _assigns_loss(statement: ast.AST) -> bool:

@@ -277,7 +277,8 @@ def settings_from(namespace: Namespace, ignore: Iterable[str] = ()) -> dict[str,
         ignore: names that are the script's own, although they look like a setting.
 
     Raises:
-        RecipeError: a name is almost one of a setting, or two names of one setting have different values.
+        RecipeError: a name is almost one of a setting, a value is none that the setting can have, or two names of one
+            setting have different values.
 
     >>> settings_from(Namespace(gpus=2, bs=32, data="x.csv"))
     {'processes': 2, 'batch_size': 32}
@@ -299,9 +300,21 @@ def settings_from(namespace: Namespace, ignore: Iterable[str] = ()) -> dict[str,
                 )
             settings[name] = value
 
-    if faults := list(_almost_settings(given)):
+    if faults := [*_faults(settings), *_almost_settings(given)]:
         raise RecipeError("; ".join(faults))
     return settings
+
+
+def _faults(settings: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each value that its setting cannot have, which may be of an option that is not ours."""
+    for name, value in settings.items():
+        fault = SETTINGS[name].fault(SETTINGS[name].kind.normalize(value))
+        if fault:
+            yield f"args.{name}: {name}={value!r} {fault}; {_or_ignore(name)}"
+
+
+def _or_ignore(name: str) -> str:
+    return f"where it is an option of your own, pass ignore=[{name!r}] beside args"
 
 
 def _almost_settings(names: Iterable[str]) -> Iterator[str]:
@@ -312,7 +325,4 @@ def _almost_settings(names: Iterable[str]) -> Iterator[str]:
             continue
         near = get_close_matches(name, [*SETTINGS, *others], n=1, cutoff=NEAR)
         if near:
-            yield (
-                f"args.{name} is no setting, and would change nothing: use args.{near[0]}, or, where it is an option "
-                f"of your own, QuikSession.from_args(args, ignore=[{name!r}])"
-            )
+            yield (f"args.{name} is no setting, and would change nothing: use args.{near[0]}; {_or_ignore(name)}")

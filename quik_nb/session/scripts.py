@@ -6,7 +6,7 @@ What is not here: the options of the command line (`recipe/cli_options.py`), and
 
 import inspect
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from quik_nb.errors import RecipeError
@@ -16,7 +16,7 @@ from quik_nb.session.session import QuikSession
 Result = TypeVar("Result")
 
 
-def traverse(train: Callable[[QuikSession], Result], args: Namespace) -> Result:
+def traverse(train: Callable[[QuikSession], Result], args: Namespace, ignore: Iterable[str] = ()) -> Result:
     """Make a session of the settings of a command line, and call `train(session)` with it, once, in this process.
 
     The session starts a process for each GPU when it trains, or trains on the CPU where there is none: the script is
@@ -33,6 +33,7 @@ def traverse(train: Callable[[QuikSession], Result], args: Namespace) -> Result:
     Args:
         train: builds the session and trains it.
         args: of `parser.parse_args()`, after `add_learn_args(parser)`.
+        ignore: names in `args` of the script's own that look like a setting.
 
     Returns:
         What `train` returns.
@@ -43,7 +44,7 @@ def traverse(train: Callable[[QuikSession], Result], args: Namespace) -> Result:
     __tracebackhide__ = True
     show_errors_briefly()  # before there is a session: its settings may be wrong
     _check_form(train)
-    return train(QuikSession.from_args(args))
+    return train(QuikSession.from_args(args, ignore))
 
 
 def _check_form(train: Any) -> None:

@@ -16,35 +16,36 @@ from quik_nb.recipe.settings import SETTINGS, Settings
 from quik_nb.training.optimizers import optimizer_keywords
 
 
-def summary_text(recipe: Recipe, history: History, held: int | None = None) -> str:
+def summary_text(recipe: Recipe, history: History, loaded_epoch: int | None = None) -> str:
     """The session as aligned lines.
 
     Args:
         recipe: what is set.
         history: of its training.
-        held: the epoch whose weights were loaded back, if any were.
+        loaded_epoch: the epoch whose weights were loaded back, if any were.
     """
-    lines = list(_lines(recipe, history, held))
+    lines = list(_lines(recipe, history, loaded_epoch))
     width = max(len(name) for name, _ in lines)
     return "\n".join(["QuikSession", *(f"  {name:<{width}}  {value}" for name, value in lines)])
 
 
-def summary_html(recipe: Recipe, history: History, held: int | None = None) -> str:
+def summary_html(recipe: Recipe, history: History, loaded_epoch: int | None = None) -> str:
     """The session as a table, as `summary_text` has it; everything of the user's is escaped."""
     left = 'align="left" style="text-align:left"'  # the one for GitHub, the other for JupyterLab
     rows = "".join(
         f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(value)}</td></tr>"
-        for name, value in _lines(recipe, history, held)
+        for name, value in _lines(recipe, history, loaded_epoch)
     )
     return f"<table><caption align='top'><b>QuikSession</b></caption><tbody>{rows}</tbody></table>"
 
 
-def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple[str, str]]:
+def _lines(recipe: Recipe, history: History, loaded_epoch: int | None) -> Iterator[tuple[str, str]]:
     settings = recipe.settings
     for split in ("train", "valid", "test"):
         source = getattr(recipe, split)
         if source is not None:
             yield split, describe_source(source)
+
     if recipe.train is not None:
         yield "steps", _steps(recipe.train, settings.batch_size)
 
@@ -63,7 +64,8 @@ def _lines(recipe: Recipe, history: History, held: int | None) -> Iterator[tuple
         yield "metrics", ", ".join(recipe.metrics)
 
     yield "settings", _settings(settings)
-    yield "history", repr(history) if held is None else f"{history!r}; weights of epoch {held}"
+    loaded = "" if loaded_epoch is None else f"; weights of epoch {loaded_epoch}"
+    yield "history", f"{history!r}{loaded}"
     for call in recipe.missing_steps().values():
         yield "missing", f".{call}"
 

@@ -278,6 +278,15 @@ def test_a_name_of_the_scripts_own_can_be_left_out() -> None:
     assert {"seed": 1} == settings_from(Namespace(seeds=[1, 2], seed=1), ignore=["seeds"])
 
 
+def test_a_scripts_own_option_of_the_same_name() -> None:
+    """An option of the script's own that has a setting's name is told where its value is none, and can be left out."""
+    args = owned("--output", default="results.csv").parse_args([])
+
+    with pytest.raises(RecipeError, match=r"output='results.csv' is not known.*pass ignore=\['output'\] beside args"):
+        settings_from(args)
+    assert "logger" == QuikSession.from_args(args, ignore=["output"]).settings.output
+
+
 def test_what_is_no_namespace() -> None:
     """What parse_args() did not give is told."""
     with pytest.raises(RecipeError, match="and this is list"):
