@@ -83,7 +83,7 @@ def add_learn_args(
         The parser.
 
     Raises:
-        RecipeError: a default is of no setting, or cannot be used.
+        RecipeError: a default is of no setting, cannot be used, or is of an option that the parser has already.
 
     >>> parser = add_learn_args(batch_size=256)
     >>> args = parser.parse_args(["--gpus", "none", "-lr", "3e-4", "--no-save"])
@@ -134,13 +134,17 @@ def value_words(text: str) -> tuple[str, ...]:
 
 def _default(parser: ArgumentParser, name: str, given: Mapping[str, Any], chosen: Any) -> Any:
     """What a setting is where its option is not used; None where an option of the parser's owner says it."""
+    from_owner = parser.get_default(name)  # of an option of theirs, or as set_defaults() left it
     owned = {action.dest for action in parser._actions}
-    if name in owned:
-        return parser.get_default(name)
-    if any(name in translated(other, 1) for other in owned):
-        return None
+    other_names = [other for other in owned if name in translated(other, 1)]
 
-    from_owner = parser.get_default(name)  # as set_defaults() of the parser left it
+    if name in given and (name in owned or other_names):
+        raise RecipeError(
+            f"add_learn_args({name}={chosen!r}): the parser has an option of its own for it, whose default counts: "
+            f"leave it out here, or use parser.set_defaults({next(iter(other_names), name)}={chosen!r})."
+        )
+    if other_names:
+        return None
     return chosen if name in given or from_owner is None else from_owner
 
 

@@ -220,6 +220,21 @@ def test_an_own_gpus_takes_no_other_option_away() -> None:
         settings_from(parser.parse_args(["--processes", "2"]))
 
 
+def test_the_default_of_an_own_option_counts() -> None:
+    """A default that an option of the script has already cannot be given a second time, and the help shows no other."""
+    parser = ArgumentParser()
+    parser.add_argument("--gpus", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
+
+    with pytest.raises(RecipeError, match=r"add_learn_args\(processes=2\).*parser.set_defaults\(gpus=2\)"):
+        add_learn_args(parser, processes=2)
+    with pytest.raises(RecipeError, match=r"add_learn_args\(epochs=9\).*parser.set_defaults\(epochs=9\)"):
+        add_learn_args(parser, epochs=9)
+    shown = " ".join(add_learn_args(parser).format_help().split())
+    assert "one per GPU if there are several --device" in shown
+    assert "passes over the training split in one call of train() (default: 3)" in shown
+
+
 def test_an_own_way_to_say_no_stays() -> None:
     """A script's own --no-save is its own, and --save is still ours."""
     args = owned("--no-save", action="store_true").parse_args(["--no-save", "--save"])
