@@ -6,43 +6,35 @@ from typing import Any
 import pytest
 
 from quik_nb import QuikSession, RecipeError, Settings, add_learn_args
+from quik_nb.recipe import kinds
 from quik_nb.recipe.cli_options import Parser, add_optional_args, option, settings_from, value_words
+from quik_nb.recipe.kinds import Choice, Kind
 from quik_nb.recipe.settings import SETTINGS, setting_names
 
-TYPED = {
-    "epochs": ("7", 7),
-    "batch_size": ("256", 256),
-    "lr": ("3e-4", 3e-4),
-    "weight_decay": ("0.01", 0.01),
-    "betas": ("0.9 0.98", (0.9, 0.98)),
-    "eps": ("1e-6", 1e-6),
-    "seed": ("0", 0),
-    "precision": ("bf16", "bf16"),
-    "processes": ("4", 4),
-    "device": ("cuda:1", "cuda:1"),
-    "clip_norm": ("1", 1.0),
-    "clip_value": ("0.5", 0.5),
-    "accumulate": ("4", 4),
-    "name": ("baseline", "baseline"),
-    "data_date": ("20210101", "20210101"),
-    "base_dir": ("runs", "runs"),
-    "view": ("text", "text"),
-    "save": ("", True),
-    "keep": ("best:3", "best:3"),
-    "checkpoint_minutes": ("2.5", 2.5),
-    "patience": ("3", 3),
-    "min_delta": ("0.01", 0.01),
-    "ema": ("0.999", 0.999),
-    "freeze": ("encoder.*", "encoder.*"),
-    "compile": ("", True),
-    "start_method": ("spawn", "spawn"),
-    "timeout": ("60", 60.0),
-    "find_unused_parameters": ("", True),
-    "sync_batchnorm": ("", True),
-    "output": ("all", "all"),
-    "num_workers": ("2", 2),
+BY_KIND: dict[Kind, tuple[str, Any]] = {
+    kinds.COUNT: ("7", 7),
+    kinds.COUNT_FROM_ZERO: ("2", 2),
+    kinds.ABOVE_ZERO: ("3e-4", 3e-4),
+    kinds.FROM_ZERO: ("0.01", 0.01),
+    kinds.DECAY: ("0.999", 0.999),
+    kinds.PAIR: ("0.9 0.98", (0.9, 0.98)),
+    kinds.SEED: ("0", 0),
+    kinds.SWITCH: ("", True),
+    kinds.TEXT: ("baseline", "baseline"),
+    kinds.FOLDER: ("runs", "runs"),
+    kinds.DATE: ("20210101", "20210101"),
+    kinds.PATTERNS: ("encoder.*", "encoder.*"),
+    kinds.DEVICE: ("cuda:1", "cuda:1"),
+    kinds.COUNT_OR_AUTO: ("4", 4),
+    kinds.COUNT_OR_BEST: ("best:3", "best:3"),
 }
-"""For each setting, the text behind its option, and what that means."""
+"""The text of a value behind an option, and what it means, by the kind of the setting."""
+
+
+def given(name: str) -> tuple[str, Any]:
+    """A text for a setting's option, and what it means."""
+    kind = SETTINGS[name].kind
+    return (kind.words[1], kind.words[1]) if isinstance(kind, Choice) else BY_KIND[kind]
 
 
 def read(line: str, parser: ArgumentParser | None = None) -> dict[str, object]:
@@ -60,7 +52,7 @@ def complaint(line: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("name", setting_names())
 def test_every_setting_has_an_option(name: str) -> None:
     """Each setting can be given, is read in its own type, and is a value that Settings takes."""
-    text, value = TYPED[name]
+    text, value = given(name)
 
     assert {name: value} == read(f"{option(name)} {text}")
     assert {name: value} == read(f"--{name} {text}")
@@ -157,7 +149,7 @@ def test_words_to_complete() -> None:
 @pytest.mark.parametrize("name", setting_names())
 def test_the_default_that_the_help_shows_trains(name: str) -> None:
     """A session of a line without options has the defaults of quik_nb, or those of the script; the help shows them."""
-    value = TYPED[name][1]
+    _, value = given(name)
     plain, own = add_learn_args(), add_learn_args(Parser(), {name: value})
 
     assert Settings() == QuikSession.from_args(plain.parse_args([])).settings
