@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LIVE_POINTS = 200
 """Points of the line of steps that are held; when there are more, neighbours are joined two by two."""
 
-STRETCHES = 16
+STRETCHES = 8
 """Stretches of an epoch whose steps make one point, as long as the points are few. A power of two, so that however
 often stretches are joined, they end where an epoch ends."""
 

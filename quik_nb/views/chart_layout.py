@@ -124,7 +124,7 @@ class _Losses(NamedTuple):
     def of(cls, history: History, log: bool) -> "_Losses":
         train = _runs(history.rows, in_training, lambda row: row.train_loss, log)
         valid = _runs(history.rows, after_training, lambda row: row.valid_loss, log)
-        live = [(point.at - 0.5, point.loss) for point in _live(history) if point.loss > 0 or not log]
+        live = [(point.at - 0.5, loss) for point, loss in _live(history) if loss > 0 or not log]
         return cls(train, valid, [live] if live else [])
 
     @property
@@ -132,11 +132,16 @@ class _Losses(NamedTuple):
         return [y for kind in self for run in kind for _, y in run]
 
 
-def _live(history: History) -> list[LivePoint]:
-    if len(history) <= LIVE_UNTIL:
-        return history.live
-    done = history.rows[-1].epoch + history.rows[-1].fraction
-    return [point for point in history.live if point.at >= done]
+def _live(history: History) -> list[tuple[LivePoint, float]]:
+    """The points of the steps with their losses, each averaged with its neighbours: less noise, and no lag."""
+    points = history.live
+    if len(history) > LIVE_UNTIL:
+        done = history.rows[-1].epoch + history.rows[-1].fraction
+        points = [point for point in points if point.at >= done]
+
+    losses = [point.loss for point in points]
+    calm = [(a + 2 * b + c) / 4 for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
+    return list(zip(points, [*losses[:1], *calm, *losses[1:][-1:]], strict=True))
 
 
 def _series(history: History, outlook: Outlook) -> dict[str, Series]:

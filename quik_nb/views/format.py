@@ -80,13 +80,13 @@ def clock_time(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
-def duration(seconds: float) -> str:
-    """As `clock_time`, and below a second with the digits that say something.
+def duration(seconds: float, clock_from: float = 0.95) -> str:
+    """As `clock_time`, and below so many seconds with the digits that say something.
 
     >>> duration(75.4), duration(1.2), duration(0.3), duration(0.017)
     ('01:15', '00:01', '0.3 s', '0.02 s')
     """
-    if seconds >= 0.95:
+    if seconds >= clock_from:
         return clock_time(seconds)
     if seconds >= 0.095:
         return f"{seconds:.1f} s"

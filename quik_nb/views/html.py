@@ -20,12 +20,15 @@ from quik_nb.views.svg import svg
 ROWS = 11
 """Lines of the table below its header, so that it stands as high as the curve beside it."""
 
+NARROWEST = 360
+"""Pixels to which the curve is narrowed rather than put below the table."""
 LINE_HEIGHT = 1.77
 """of a line of the table, in its own letters"""
 
 STYLE = f"""<style scoped>
-.quik-view {{ display: flex; flex-flow: row wrap; align-items: flex-start; gap: 4px 28px; padding: 2px 0;
+.quik-view {{ display: flex; flex-flow: row wrap; align-items: flex-start; gap: 4px 20px; padding: 2px 0 2px 6px;
   font-size: 13px; line-height: 1.45; color: var(--jp-content-font-color1, inherit); max-width: 100%; }}
+.jp-RenderedHTMLCommon > .quik-view {{ margin: 0 -20px 0 0; max-width: none; }}
 .quik-view .widget-html {{ margin: 0; height: auto; width: auto; max-width: 100%; overflow: visible;
   font-size: inherit; }}
 .quik-view .widget-html-content {{ line-height: 1.45; width: 100%; overflow-x: auto; overflow-y: hidden; }}
@@ -42,15 +45,18 @@ STYLE = f"""<style scoped>
 .quik-view .quik-table {{ overflow-x: auto; max-width: 100%; }}
 .quik-view table {{ border-collapse: collapse; border: 0; margin: 0; font-size: 13px; table-layout: auto;
   font-variant-numeric: tabular-nums; }}
-.quik-view tr, .quik-view tbody tr:nth-child(odd), .quik-view tbody tr:hover {{ background: none; border: 0; }}
+.quik-view tr, .quik-view tbody tr:nth-child(n), .quik-view tbody tr:hover {{ background: none; border: 0; }}
 .quik-view th, .quik-view td {{ padding: 2px 0 2px 16px; border: 0; white-space: nowrap; text-align: right;
   background: none; min-width: 7ch; line-height: 1.45; max-width: none; }}
 .quik-view th:first-child, .quik-view td:first-child {{ padding-left: 0; min-width: 5ch; }}
 .quik-view td[colspan] {{ text-align: center; opacity: .75; }}
 .quik-view thead th {{ font-weight: 600; border-bottom: 1px solid var(--jp-border-color1, rgba(128, 128, 128, .6)); }}
 .quik-view b {{ color: var(--jp-content-font-color0, inherit); }}
-.quik-view .quik-curve {{ width: {WIDTH}px; max-width: 100%; min-height: {HEIGHT * 3 // 4}px; }}
-.quik-view .quik-curve svg, .quik-view .quik-curve img {{ display: block; margin: 0; max-width: 100%; }}
+.quik-view .quik-curve {{ flex: 1 1 {NARROWEST}px; max-width: {WIDTH}px; min-height: {HEIGHT * 3 // 4}px; }}
+.quik-view .quik-curve svg, .quik-view .quik-curve img {{ display: block; margin: 0; max-width: 100%; height: auto; }}
+.quik-view .quik-chart {{ position: relative; }}
+.quik-view .quik-hints {{ position: absolute; display: flex; }}
+.quik-view .quik-hints i {{ flex: 1; }}
 .quik-view .quik-note {{ min-height: 1.45em; font-size: 12px; margin: 2px 0 0; }}
 .quik-view .quik-buttons {{ display: flex; flex-flow: row wrap; gap: 2px 6px; align-items: center;
   margin-bottom: 4px; }}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quik_nb.events import Row
 from quik_nb.history import History, score
+from quik_nb.views.chart_layout import LOSSES, after_training, in_training
 from quik_nb.views.format import number
 from quik_nb.views.shapes import COLOURS
 
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSSES = ("train_loss", "valid_loss")
-
 
 def figure(history: History, log: bool = False) -> "Figure":
-    """Losses on top, each metric in a small panel below; the best epoch ringed, marks as dashed lines."""
+    """Losses on top, each metric in a small panel below; the best epoch ringed, marks as dashed lines.
+
+    As in the live view, what was measured while an epoch trained stands in its middle, what came after at its end.
+    """
     from matplotlib.ticker import MaxNLocator
 
     from quik_nb.views.inline_figure import InlineFigure
@@ -45,9 +47,11 @@ def _losses(panel: "Axes", history: History, log: bool) -> None:
         _line(panel, history.rows, "valid_loss", COLOURS["valid"], "valid")
     best = history.best
     if best is not None:
-        ring = COLOURS["train" if best.valid_loss is None else "valid"]
+        trained_only = best.valid_loss is None
+        ring = COLOURS["train" if trained_only else "valid"]
+        at = in_training(best) if trained_only else after_training(best)
         label = f"best {number(score(best))}, epoch {best.epoch}"
-        panel.plot([best.epoch], [score(best)], "o", markersize=10, fillstyle="none", color=ring, label=label)
+        panel.plot([at], [score(best)], "o", markersize=10, fillstyle="none", color=ring, label=label)
         panel.legend(frameon=False)
     for mark in history.annotations:
         panel.axvline(mark.epoch - 0.5, color=COLOURS["mark"], linestyle="--", linewidth=0.8)
@@ -71,7 +75,8 @@ def _losses(panel: "Axes", history: History, log: bool) -> None:
 
 
 def _line(panel: "Axes", rows: list[Row], name: str, colour: str, label: str) -> None:
+    place = in_training if name.startswith("train") else after_training
     values = [getattr(row, name) if name in LOSSES else row.metrics.get(name) for row in rows]
     numbers = [float("nan") if value is None else value for value in values]
     marker = "o" if name != "train_loss" and len(rows) <= 24 else ""
-    panel.plot([row.epoch for row in rows], numbers, color=colour, marker=marker, markersize=3.5, label=label or None)
+    panel.plot([place(row) for row in rows], numbers, color=colour, marker=marker, markersize=3.5, label=label or None)

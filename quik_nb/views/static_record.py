@@ -12,7 +12,7 @@ from quik_nb.history import History
 from quik_nb.views import html, table
 from quik_nb.views.chart_layout import picture
 from quik_nb.views.png import png
-from quik_nb.views.shapes import Hint, Picture
+from quik_nb.views.shapes import Picture
 from quik_nb.views.status import RunStatus
 from quik_nb.views.svg import svg_file
 
@@ -35,7 +35,7 @@ def record(history: History, status: RunStatus, uid: str = "") -> Bundle:
     png_data = _data_uri("image/png", png(chart))
     svg_data = _data_uri("image/svg+xml", svg_file(chart).encode())
     # a page that drops `srcset` drops the style as well, and gets the picture that needs none
-    image = _image(chart, f'src="{png_data}" srcset="{svg_data}"', uid)
+    image = _image(chart, f'src="{png_data}" srcset="{svg_data}"')
     page = _page(history, status, uid, image, html.small_print(history, status))
     return {"text/html": page, "text/plain": _text(history, summary)}
 
@@ -49,14 +49,14 @@ def stand_in(history: History, status: RunStatus, uid: str, go_on: str) -> Bundl
         uid: a name for it that is no other's in the page; the class `quik-UID` hides it beside the live view.
         go_on: how to see more of the run.
     """
-    image = _svg_image(history, status, uid)
+    image = _svg_image(history, status)
     page = _page(history, status, uid, image, escape(go_on))
     return {"text/html": page, "text/plain": _text(history, f"{status.summary()}\n{go_on}")}
 
 
 def in_place(history: History, status: RunStatus, uid: str, hint: str) -> Bundle:
     """The bundle that is a live view by itself: the bars instead of the summary."""
-    image = _svg_image(history, status, uid)
+    image = _svg_image(history, status)
     footer = " · ".join(part for part in (escape(hint), html.small_print(history, status)) if part)
     page = _page(history, status, uid, image, footer, top=html.bar(status))
     return {"text/html": page, "text/plain": _text(history, status.status())}
@@ -79,22 +79,32 @@ def _summary(status: RunStatus) -> str:
     return f'<p class="quik-bar">{_set_off(status.summary())}<br><small>{escape(status.pace())}</small></p>'
 
 
-def _svg_image(history: History, status: RunStatus, uid: str) -> str:
+def _svg_image(history: History, status: RunStatus) -> str:
     chart = picture(history, html.outlook(status))
-    return _image(chart, f'src="{_data_uri("image/svg+xml", svg_file(chart).encode())}"', uid)
+    return _image(chart, f'src="{_data_uri("image/svg+xml", svg_file(chart).encode())}"')
 
 
-def _image(chart: Picture, source: str, uid: str) -> str:
-    areas = "".join(_area(hint) for hint in chart.hints)
+def _image(chart: Picture, source: str) -> str:
+    """The picture, and over it invisible bands that tell the pointer their values, at any size of the picture."""
     return (
-        f'<img class="quik-picture" hspace="28" {source} width="{chart.width}" height="{chart.height}" '
-        f'alt="{escape(chart.alt)}" usemap="#quik-{uid}"><map name="quik-{uid}">{areas}</map>'
+        f'<div class="quik-chart"><img class="quik-picture" hspace="20" {source} width="{chart.width}" '
+        f'height="{chart.height}" alt="{escape(chart.alt)}">{_hints(chart)}</div>'
     )
 
 
-def _area(hint: Hint) -> str:
-    coords = ",".join(f"{edge:.0f}" for edge in hint.area)
-    return f'<area shape="rect" coords="{coords}" title="{escape(hint.text)}">'
+def _hints(chart: Picture) -> str:
+    if not chart.hints:
+        return ""
+    first, last = chart.hints[0].area, chart.hints[-1].area
+    edges = {
+        "left": first.left / chart.width,
+        "right": 1 - last.right / chart.width,
+        "top": first.top / chart.height,
+        "bottom": 1 - first.bottom / chart.height,
+    }
+    place = ";".join(f"{name}:{100 * share:.1f}%" for name, share in edges.items())
+    bands = "".join(f'<i title="{escape(hint.text)}"></i>' for hint in chart.hints)
+    return f'<div class="quik-hints" style="{place}">{bands}</div>'
 
 
 def _data_uri(mime: str, data: bytes) -> str:

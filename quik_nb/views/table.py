@@ -12,6 +12,8 @@ from quik_nb.views.format import column, duration, number, one_line
 
 LIMIT = 20
 """Lines that a table has at most below its header."""
+CLOCK_FROM = 9.95
+"""Seconds below which an epoch's time has a decimal."""
 NAME_LIMIT = 24
 """Characters of a metric's name that are shown."""
 
@@ -118,7 +120,7 @@ def _framed(row: Row, numbers: list[str]) -> list[str]:
     epoch = f"{row.epoch}"
     if row.fraction < 1.0:
         epoch += f" ({100 * row.fraction:.0f} %)"
-    return [epoch, *numbers, duration(row.time)]
+    return [epoch, *numbers, duration(row.time, CLOCK_FROM)]
 
 
 def _deciding(row: Row) -> int:

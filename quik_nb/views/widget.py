@@ -33,8 +33,9 @@ REDRAWS: dict[type, dict[str, float]] = {
 }
 """What an event puts out of date, and how deep the part's account may be overdrawn for it."""
 VIEW_MIME = "application/vnd.jupyter.widget-view+json"
-NOTHING = {"text/html": "", "text/plain": ""}
-"""A place in the page for what comes later. Its height is 0, or the page would jump before the widgets are there."""
+NOTHING_YET = {"text/html": html.STYLE, "text/plain": ""}
+"""A place in the page for what comes later. Its height is 0, or the page would jump before the widgets are there; it
+has the style, so that these are in their places from the first."""
 
 
 class WidgetView:
@@ -163,7 +164,7 @@ class _Outputs:
 
     def begin(self, view: dict[str, Any]) -> None:
         """Open both; `view` is what a page needs to find the widgets."""
-        self._publish(NOTHING, self._plain_id, update=False)
+        self._publish(NOTHING_YET, self._plain_id, update=False)
         # the empty words are what a page takes that cannot draw widgets, and then the plain output is not hidden
         self._publish({VIEW_MIME: view, "text/html": ""}, self._widget_id, update=False)
 

@@ -20,7 +20,7 @@ MANY = 60_000
 
 def view(notebook: NotebookPage, cell: int = 1) -> Locator:
     """The live view under a cell."""
-    return notebook.output(cell).locator(".quik-view")
+    return notebook.output(cell).locator(".widget-box.quik-view")
 
 
 def rows(notebook: NotebookPage, count: int, cell: int = 1) -> None:
@@ -34,8 +34,8 @@ def button(notebook: NotebookPage, name: str, cell: int = 1) -> Locator:
 
 
 def status(notebook: NotebookPage, cell: int = 1) -> Locator:
-    """The line under the bar."""
-    return view(notebook, cell).locator(".quik-status")
+    """The first line under the bars."""
+    return view(notebook, cell).locator(".quik-status").first
 
 
 @pytest.mark.parametrize(
@@ -131,17 +131,17 @@ def test_a_cell_that_is_run_again_has_one_bar(lab: Lab, open_notebook: OpenNoteb
     for _ in range(2):
         notebook.start(1)
         rows(notebook, 1)
-        expect(notebook.output(1).locator(".quik-bar")).to_have_count(1)
+        expect(view(notebook).locator(".quik-bar")).to_have_count(1)
         notebook.interrupt()
         notebook.wait(1)
-        expect(notebook.output(1).locator(".quik-bar")).to_have_count(0)
+        expect(view(notebook)).to_have_count(0)
         expect(notebook.output(1).locator("img")).to_have_count(1)
         expect(notebook.output(1)).to_contain_text("KeyboardInterrupt")
     notebook.screenshot("again-interrupted")
     notebook.run(2)
-    expect(notebook.output(2).locator(".quik-bar")).to_have_count(1)
+    expect(view(notebook, 2).locator(".quik-bar")).to_have_count(1)
     notebook.run(2)
     expect(notebook.output(2)).to_contain_text(re.compile("a run of this session is running.*session.show\\(\\)"))
-    expect(notebook.output(2).locator(".quik-bar")).to_have_count(0)
+    expect(view(notebook, 2)).to_have_count(0)
     notebook.screenshot("again-refused")
     notebook.run(3)

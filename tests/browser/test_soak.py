@@ -39,7 +39,7 @@ def test_two_thousand_epochs_with_the_page_open(lab: Lab, open_notebook: Callabl
     notebook.run(0)
     notebook.run(1)
     kernel = psutil.Process(int(notebook.output(1).inner_text().split()[-1]))
-    expect(notebook.output(1).locator(".quik-view tbody tr").nth(5)).to_be_attached(timeout=60_000)
+    expect(notebook.output(1).locator(".widget-box.quik-view tbody tr").nth(5)).to_be_attached(timeout=60_000)
     memory, quick = kernel.memory_info().rss, response(notebook)
 
     notebook.run(2, timeout=300)

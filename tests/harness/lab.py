@@ -90,9 +90,11 @@ class Lab:
         name = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}[theme]
         self._write_settings({"apputils-extension/themes": {"theme": name}})
 
-    def open(self, browser: Browser, name: str, front_end: Literal["lab", "notebook"] = "lab") -> "NotebookPage":
-        """Open a notebook that lies in the server's folder, in a tab of its own."""
-        page = browser.new_context(viewport={"width": 1200, "height": 1300}).new_page()
+    def open(
+        self, browser: Browser, name: str, front_end: Literal["lab", "notebook"] = "lab", width: int = 1200
+    ) -> "NotebookPage":
+        """Open a notebook that lies in the server's folder, in a tab of its own, so many pixels wide."""
+        page = browser.new_context(viewport={"width": width, "height": 1300}).new_page()
         path = {"lab": f"lab/tree/{name}?reset", "notebook": f"notebooks/{name}"}[front_end]
         page.goto(f"{self.url}/{path}")
         return NotebookPage(page, self.folder / name)
@@ -201,6 +203,11 @@ class NotebookPage:
     def _is_save(self, response: Response) -> bool:
         """The server's answer to a save, which it gives when the file is written."""
         return response.request.method == "PUT" and f"/api/contents/{self.path.name}?" in response.url
+
+    def reload(self) -> None:
+        """Load the page again, as after a closed lid; what was not saved is lost."""
+        self.page.reload()
+        expect(self.cells.first).to_be_visible(timeout=60_000)
 
     def screenshot(self, name: str, cell: int | None = None) -> Path:
         """Keep a picture of the tab, or of one cell, among the artifacts."""

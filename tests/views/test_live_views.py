@@ -12,6 +12,7 @@ from quik_nb.events import EpochEnd, Event, Output, PauseChanged, RunEnd, RunSta
 from quik_nb.history import History
 from quik_nb.views.budget import ALLOWANCE, FRAME, SHARE, Budget, Clock
 from quik_nb.views.display_view import DisplayView
+from quik_nb.views.html import STYLE
 from quik_nb.views.widget import SAVED_SECONDS, VIEW_MIME, WidgetView
 
 Make = Callable[..., Any]
@@ -156,14 +157,14 @@ def test_a_page_without_the_widgets_shows_the_rows_so_far(page: Any, make_events
 
 
 def test_the_page_does_not_jump_before_the_widgets_are_there(page: Any, make_events: Make) -> None:
-    """The plain output in front of them is empty until there is something to show."""
+    """The plain output in front of them shows nothing until there is something to show, and brings the style."""
     history = History()
     view = WidgetView(history, publish=page)
     feed(view, history, *make_events(2)[:1])
     first = page.last
     view.close()
 
-    assert {"text/html": "", "text/plain": ""} == first
+    assert {"text/html": STYLE, "text/plain": ""} == first
 
 
 def test_what_a_saved_notebook_holds_is_not_renewed_at_each_epoch(page: Any, make_row: Make, make_clock: Make) -> None:

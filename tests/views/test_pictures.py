@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageColor, ImageFont
 
 from quik_nb.events import Annotation, Row, StepEnd
-from quik_nb.history import History
+from quik_nb.history import STRETCHES, History
 from quik_nb.views import chart_layout, shapes
 from quik_nb.views.axis import Axis, log_ticks
 from quik_nb.views.chart_layout import Outlook, left_out, picture
@@ -291,8 +291,8 @@ def test_the_line_of_steps_goes_on_over_epochs_and_agrees_with_the_means(make_ro
     assert sorted(live.points) == list(live.points)  # to the right and downwards all the way: no cliff, no lag
     assert [y for _, y in live.points] == sorted(y for _, y in live.points)
     for x, y in train.points:
-        nearest = min(live.points, key=lambda point: abs(point[0] - x))
-        assert abs(nearest[1] - y) < 3.0  # pixels
+        (x0, y0), (x1, y1) = next(pair for pair in pairwise(live.points) if pair[0][0] <= x <= pair[1][0])
+        assert pytest.approx(y, abs=1.0) == y0 + (y1 - y0) * (x - x0) / (x1 - x0)  # pixels
     assert "steps" in words(drawn)
 
 
@@ -334,7 +334,7 @@ def test_the_learning_rate_has_a_panel_where_a_schedule_moves_it(make_row: Make)
 
     assert "learning rate" in words(picture(History(), Outlook(lr_moves=True)))
     assert "learning rate 0.009" in words(picture(history, Outlook(lr_moves=True)))
-    assert 10 == len(lines(picture(history, Outlook(lr_moves=True)), "lr")[0].points)
+    assert STRETCHES == len(lines(picture(history, Outlook(lr_moves=True)), "lr")[0].points)
     assert "learning rate 0.05" in words(picture(moved))
     assert [] == lines(picture(History([make_row(0), make_row(1)])), "lr")
 
@@ -373,7 +373,7 @@ for file in pathlib.Path(quik_nb.views.__path__[0]).glob("*.py"):
     if file.stem != "inline_figure":
         importlib.import_module("quik_nb.views." + file.stem)
 assert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)
-from quik_nb.history import History
+from quik_nb.history import STRETCHES, History
 from quik_nb.views.chart_layout import picture
 from quik_nb.views.png import png
 from quik_nb.views.matplotlib_figure import figure
