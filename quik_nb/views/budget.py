@@ -36,7 +36,7 @@ class Budget:
     Args:
         shares: the parts that the kinds get of the whole, by name; they add up to 1.
         clock: tells the time.
-        pauses: seconds between two drawings of a kind, where they are not those of a film.
+        pauses: seconds before the first and between two drawings of a kind, where they are not those of a film.
 
     >>> budget = Budget({"table": 0.6, "curve": 0.4}, Clock(wall=iter([0.0, 10.0]).__next__))
     >>> budget.allows("curve")
@@ -52,7 +52,7 @@ class Budget:
         self._start = clock.wall()
         self.spent = dict.fromkeys(shares, 0.0)
         """seconds spent so far, by kind"""
-        self._drawn = dict.fromkeys(shares, -math.inf)
+        self._drawn = dict.fromkeys(shares, -math.inf) | dict.fromkeys(pauses or {}, self._start)
 
     def allows(self, kind: str, overdraft: float = 1.0) -> bool:
         """Whether less than `overdraft` of this kind's account is spent, and the one before was long enough ago.

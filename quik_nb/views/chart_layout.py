@@ -79,7 +79,8 @@ def picture(history: History, outlook: Outlook = NOTHING_AHEAD, log: bool = Fals
     panels_area = Area(area.left, bottom + 48, area.right, bottom + 48)
     shapes += draw_panels(grid, [series[name] for name in grid.names], along, panels_area)
     height = HEIGHT + max(0, grid.height - ROW_HEIGHT)
-    return Picture(shapes, _hints(history, area, along), describe(history), height)
+    hints = [] if log else _hints(history, area, along)  # they are where those of the linear scale are
+    return Picture(shapes, hints, describe(history), height)
 
 
 def left_out(history: History, outlook: Outlook = NOTHING_AHEAD) -> list[str]:
@@ -162,8 +163,9 @@ def _metric(history: History, name: str) -> Series:
 
 
 def _has_moved(history: History) -> bool:
-    """Whether the rates of the rows differ: a schedule, since a change by hand is a mark on the curve as well."""
-    return len({row.lr for row in history.rows[-POINTS:]}) > 1
+    """Whether the rates of the rows differ by more than the changes by hand, which are marks on the curve."""
+    by_hand = sum(mark.label.startswith("lr ") for mark in history.annotations)
+    return len({row.lr for row in history.rows[-POINTS:]}) > 1 + by_hand
 
 
 def _rates(history: History) -> Series:
@@ -213,12 +215,12 @@ def _epoch_axis(history: History, epochs: int | None, area: Area) -> Axis:
 
 
 def _roomy(epochs: int) -> int:
-    """Room for so many epochs and some more: 50, 100, 200, 400, ..., so that the lines keep their place for long.
+    """Room for so many epochs and some more: 10, 20, 40, 80, ..., so that the lines keep their place for long.
 
-    >>> _roomy(3), _roomy(51), _roomy(200)
-    (50, 100, 200)
+    >>> _roomy(3), _roomy(11), _roomy(80)
+    (10, 20, 80)
     """
-    room = 50
+    room = 10
     while room < epochs:
         room *= 2
     return room

@@ -134,11 +134,3 @@ def one_line(text: str, limit: int = SHORT) -> str:
 def first_line(message: str) -> str:
     """The first line of a message that says something."""
     return one_line(next((line for line in message.splitlines() if line.strip()), ""))
-
-
-def plural(count: int, noun: str) -> str:
-    """
-    >>> plural(1, "epoch"), plural(3, "epoch")
-    ('1 epoch', '3 epochs')
-    """
-    return f"{count} {noun}{'' if count == 1 else 's'}"

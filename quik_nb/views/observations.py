@@ -83,12 +83,12 @@ def waits_for_data(rows: Sequence[Row], facts: Facts) -> str:
 
     >>> rows = [Row(epoch=0, train_loss=1.0, valid_loss=None, time=20.0, lr=0.1)]
     >>> waits_for_data(rows, Facts(data_wait=0.7))
-    'Waiting for data takes 70 % of the time: use DataLoader(num_workers=2).'
+    'Waiting for data takes 70 % of the time: use num_workers=2.'
     """
     wait = facts.data_wait
     if not rows or wait is None or wait < WAITING or wait * rows[-1].time < WAITING_SECONDS:
         return ""
-    return f"Waiting for data takes {100 * wait:.0f} % of the time: use DataLoader(num_workers=2)."
+    return f"Waiting for data takes {100 * wait:.0f} % of the time: use num_workers=2."
 
 
 def one_class(rows: Sequence[Row], facts: Facts) -> str:

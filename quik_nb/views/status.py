@@ -4,7 +4,7 @@ It reads the events of one run and says it in words; how they are drawn is the b
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from quik_nb.events import EpochEnd, Event, PauseChanged, Row, RunEnd, RunFailed, RunStart, StepEnd
@@ -17,7 +17,6 @@ from quik_nb.views.format import (
     learning_rate,
     number,
     one_line,
-    plural,
     rate,
     samples_rate,
 )
@@ -242,9 +241,9 @@ class RunStatus:
             return ""
         own = self.rows if self.start is not None else every
         if not own:
-            return f"{plural(len(every), 'epoch')} in all"
-        words = f"{plural(len(own), 'epoch')} in {duration(sum(row.time for row in own))}"
-        return words if len(own) == len(every) else f"{words}, {len(every):,} in all"
+            return f"{_epochs(every)} in all"
+        words = f"{_epochs(own)} in {duration(sum(row.time for row in own))}"
+        return words if len(own) == len(every) else f"{words}, {_count(every)} in all"
 
     def _best(self) -> str:
         best = self._history.best
@@ -276,6 +275,17 @@ class RunStatus:
         if not rows:
             return "before the first epoch was over"
         return f"{'in' if rows[-1].fraction < 1.0 else 'after'} epoch {rows[-1].epoch}"
+
+
+def _epochs(rows: Sequence[Row]) -> str:
+    count = _count(rows)
+    return f"{count} epoch{'' if count == '1' else 's'}"
+
+
+def _count(rows: Sequence[Row]) -> str:
+    """The epochs that were trained, with a decimal where one was trained in part."""
+    parts = sum(row.fraction for row in rows)
+    return f"{parts:,.0f}" if parts == round(parts) else f"{parts:,.1f}"
 
 
 class _RunClock:

@@ -5,12 +5,13 @@ GitHub and JupyterLab's sanitiser drop SVG that stands in the page; such a pictu
 it is dark.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import groupby
 
 from quik_nb.history import History
 from quik_nb.views.chart_layout import NOTHING_AHEAD, Outlook, picture
-from quik_nb.views.shapes import COLOURS, FONT, Dot, Hint, Line, Picture, Point, Role, Shape
+from quik_nb.views.shapes import COLOURS, FONT, Dot, Hint, Line, Picture, Point, Role, Shape, Word
 
 Paints = dict[Role, str]
 """What stands in `stroke` and `fill` for a role."""
@@ -50,7 +51,7 @@ def svg(history: History, outlook: Outlook = NOTHING_AHEAD) -> str:
         _elements((shape for shape in linear.shapes if shape in both), OF_PAGE),
         _group("quik-linear", [shape for shape in linear.shapes if shape not in both]),
         _group("quik-log", [shape for shape in log.shapes if shape not in both]),
-        "".join(map(_hint, linear.hints)),
+        _hints(linear.hints),
     ]
     return _frame(linear, "".join(body), PAGE_FONT)
 
@@ -75,32 +76,62 @@ def _group(name: str, shapes: list[Shape]) -> str:
 
 
 def _elements(shapes: Iterable[Shape], paints: Paints) -> str:
-    return "".join([_element(shape, paints[shape.role]) for shape in shapes])
+    """The shapes in order; neighbours that are drawn alike share one element, which halves the bytes."""
+    return "".join([_element(list(alike), paints) for _, alike in groupby(shapes, key=_look)])
 
 
-def _element(shape: Shape, paint: str) -> str:
+def _look(shape: Shape) -> tuple[object, ...]:
+    """What shapes have in common that can share an element."""
     match shape:
-        case Line(points, _, width, dashed):
+        case Line(_, role, width, dashed):
+            return (Line, role, width, dashed)
+        case Dot(_, _, radius, role, filled):
+            return (Dot, role, radius, filled)
+        case Word(_, _, _, anchor, role):
+            return (Word, role, anchor)
+
+
+def _element(alike: Sequence[Shape], paints: Paints) -> str:
+    paint = paints[alike[0].role]
+    match alike[0]:
+        case Line(_, _, width, dashed):
             dashes = ' stroke-dasharray="3 3"' if dashed else ""
-            return f'<polyline points="{_points(points)}" stroke="{paint}" stroke-width="{width}"{dashes}/>'
-        case Dot(x, y, radius, _, filled):
+            path = "".join([f"M{_points(shape.points)}" for shape in alike if isinstance(shape, Line)])
+            return f'<path d="{path}" stroke="{paint}" stroke-width="{width:g}"{dashes}/>'
+        case Dot(_, _, _, _, filled):
             inside = f'fill="{paint}"' if filled else f'stroke="{paint}" stroke-width="1.6"'
-            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" {inside}/>'
-        case _:
-            weight = ' font-weight="600"' if shape.role == "strong" else ""
-            return (
-                f'<text x="{shape.x:.1f}" y="{shape.y:.1f}" text-anchor="{shape.anchor}" fill="{paint}"{weight}>'
-                f"{escape(shape.text)}</text>"
-            )
+            dots = "".join([_dot(shape) for shape in alike if isinstance(shape, Dot)])
+            return f"<g {inside}>{dots}</g>"
+        case Word(_, _, _, anchor, role):
+            weight = ' font-weight="600"' if role == "strong" else ""
+            words = "".join([_word(shape) for shape in alike if isinstance(shape, Word)])
+            return f'<g fill="{paint}" text-anchor="{anchor}"{weight}>{words}</g>'
+
+
+def _dot(dot: Dot) -> str:
+    return f'<circle cx="{_number(dot.x)}" cy="{_number(dot.y)}" r="{dot.radius:g}"/>'
+
+
+def _word(word: Word) -> str:
+    return f'<text x="{_number(word.x)}" y="{_number(word.y)}">{escape(word.text)}</text>'
+
+
+def _hints(hints: Sequence[Hint]) -> str:
+    return f'<g pointer-events="all">{"".join(map(_hint, hints))}</g>' if hints else ""
 
 
 def _hint(hint: Hint) -> str:
     left, top, right, bottom = hint.area
     return (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}" '
-        f'pointer-events="all"><title>{escape(hint.text)}</title></rect>'
+        f'<rect x="{_number(left)}" y="{_number(top)}" width="{_number(right - left)}" '
+        f'height="{_number(bottom - top)}"><title>{escape(hint.text)}</title></rect>'
     )
 
 
 def _points(points: tuple[Point, ...]) -> str:
     return " ".join([f"{x:.1f},{y:.1f}" for x, y in points])
+
+
+def _number(pixels: float) -> str:
+    """A tenth of a pixel is as fine as a screen shows."""
+    return f"{round(pixels, 1):g}"

@@ -22,8 +22,8 @@ from quik_nb.views.status import RunStatus
 TABLE, CURVE, BAR, SAVED = "table", "curve", "bar", "saved"
 BUDGET_SHARES = {TABLE: 0.60, CURVE: 0.19, BAR: 0.09, SAVED: 0.12}
 """What each may spend of the time for drawing: a row for every epoch matters more than a smooth curve."""
-SAVED_SECONDS = 4.0
-"""Between two updates of what a saved notebook holds: notebooks save themselves every two minutes."""
+SAVED_SECONDS = 3.0
+"""Before the first and between two updates of what a saved notebook holds, which saves itself every two minutes."""
 REDRAWS: dict[type, dict[str, float]] = {
     # a step may spend half of the curve's account, so that enough is left when the epoch ends
     RunStart: {BAR: 1.0, TABLE: 1.0, CURVE: 1.0},
@@ -160,7 +160,7 @@ class _Outputs:
     @property
     def style(self) -> str:
         """Lives within the widgets, and hides the plain output for as long as they do."""
-        return f"{html.STYLE}<style>.quik-{self.uid} {{ display: none; }}</style>"
+        return f"<style>.quik-{self.uid} {{ display: none; }}</style>"
 
     def begin(self, view: dict[str, Any]) -> None:
         """Open both; `view` is what a page needs to find the widgets."""

@@ -168,7 +168,7 @@ def test_the_page_does_not_jump_before_the_widgets_are_there(page: Any, make_eve
 
 
 def test_what_a_saved_notebook_holds_is_not_renewed_at_each_epoch(page: Any, make_row: Make, make_clock: Make) -> None:
-    """Of 100 epochs in 10 seconds it holds the first at once, and then is at most some seconds behind."""
+    """Of 100 epochs in 10 seconds it is some seconds behind at most, and a run of a second costs it nothing."""
     clock, history = make_clock(), History()
     view = WidgetView(history, clock=clock, publish=page)
     feed(view, history, RunStart(0, 100, 2, "here"))
@@ -179,7 +179,7 @@ def test_what_a_saved_notebook_holds_is_not_renewed_at_each_epoch(page: Any, mak
     view.close()
 
     assert 3 == len(updates)
-    assert 1 == updates[0]["text/html"].split("<tbody>")[1].count("<tr>")
+    assert "training after epoch 29" in updates[0]["text/html"]
 
 
 @pytest.mark.parametrize("make", [WidgetView, DisplayView])

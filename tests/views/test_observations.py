@@ -73,7 +73,7 @@ def test_what_is_no_number_is_not_explained(loss: float) -> None:
 
 def test_waiting_for_data_is_named() -> None:
     """Most of the time, and more than a moment."""
-    words = "Waiting for data takes 70 % of the time: use DataLoader(num_workers=2)."
+    words = "Waiting for data takes 70 % of the time: use num_workers=2."
 
     assert words == observation(history([1.0, 0.5]), data_wait=0.7)
     assert "" == observation(history([1.0, 0.5]), data_wait=0.3)

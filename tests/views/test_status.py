@@ -60,7 +60,7 @@ def test_a_call_that_goes_on_within_an_epoch_counts_it(make_history: Make, make_
     history = make_history(2, make_row(2, fraction=0.5))
     whole = EpochEnd(make_row(2, time=3.0))
 
-    assert "stopped in epoch 2, all kept · 3 epochs in all" in summary(history, RunStart(2, 3, 50, "here"))
+    assert "stopped in epoch 2, all kept · 2.5 epochs in all" in summary(history, RunStart(2, 3, 50, "here"))
     assert "finished · 1 epoch in 00:03, 3 in all" in summary(
         history, RunStart(2, 3, 50, "here"), whole, RunEnd("finished")
     )
