@@ -71,6 +71,9 @@ class WorkerConfig:
         return self.folder / f"stack_{self.rank}"
 
 
+MARGIN_SECONDS = 2.0
+"""How much longer a rank waits for another one than the launching process, which can tell where all of them stand."""
+
 DONE = "done"
 """The last message of a rank that came to its end."""
 
@@ -130,7 +133,8 @@ def _load(config: WorkerConfig) -> Job:
 
 def _join(config: WorkerConfig) -> World:
     device = config.devices[config.rank]
-    return join(config.rank, len(config.devices), device, config.backend, config.rendezvous_file, config.timeout)
+    timeout = config.timeout + MARGIN_SECONDS
+    return join(config.rank, len(config.devices), device, config.backend, config.rendezvous_file, timeout)
 
 
 def _train(config: WorkerConfig, job: Job, world: World, sender: "EventSender") -> None:

@@ -133,11 +133,9 @@ def test_a_worker_that_calls_exit_is_told(notebook: Kernel) -> None:
 def test_a_hanging_worker_is_found(notebook: Kernel) -> None:
     """After the timeout the message says on which line of the user's cell which rank stands."""
     notebook.ok(BREAKS + "\ndef hangs():\n    time.sleep(1000)  # here it stands")
-    began = time.monotonic()
     result = notebook.run("s = session(breaks(hangs), epochs=3, timeout=2); s.train(processes=2)", timeout=20)
 
     assert ["WorkerError"] == result.errors
-    assert 2.0 <= time.monotonic() - began < 10.0
     assert "no sign of life for 2 seconds" in result.traceback
     before, after = result.traceback.split("Rank 1 of 2 stands here:")
     assert "Rank 0 of 2 stands here:" in before
@@ -145,6 +143,35 @@ def test_a_hanging_worker_is_found(notebook: Kernel) -> None:
     assert "in hangs" in after
     assert "QuikSession(timeout=4)" in result.traceback
     assert "failed [0]" == state(notebook)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("step", [5, 8, 9])
+def test_a_rank_in_an_endless_loop_is_named(notebook: Kernel, rank: int, step: int) -> None:
+    """The line of the rank that loops is shown, whichever it is, and not how the other one's waiting ended."""
+    notebook.ok(
+        f"def loops(rank, step):\n    while rank == {rank} and step == {step}:\n        pass  # the line to show"
+    )
+    result = notebook.run("s = session(Net(loops), epochs=3, timeout=3); s.train(processes=2)", timeout=20)
+
+    assert ["WorkerError"] == result.errors
+    after = result.traceback.split(f"Rank {rank} of 2 stands here:")[1]
+    assert "in loops" in after.split("Rank 1 of 2")[0]
+
+
+def test_a_rank_that_loops_and_prints_is_named(notebook: Kernel) -> None:
+    """Prints are a sign of life, so that it is the other rank's waiting that ends; the loop is shown all the same."""
+    notebook.ok(
+        "def loops(rank, step):\n"
+        "    while rank == 0 and step == 5:\n"
+        "        print('still here'); time.sleep(0.2)  # the line to show"
+    )
+    result = notebook.run("s = session(Net(loops), epochs=3, timeout=2); s.train(processes=2)", timeout=30)
+
+    assert ["WorkerError"] == result.errors
+    assert "Rank 1 waited for another one in vain" in result.traceback
+    assert "in loops" in result.traceback.split("Rank 0 of 2 stands here:")[1]
+    assert "QuikSession(timeout=4)" in result.traceback
 
 
 def test_a_pause_is_no_hang(notebook: Kernel) -> None:

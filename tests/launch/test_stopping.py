@@ -4,6 +4,7 @@ import time
 
 import pytest
 from harness.kernel import Cell, Kernel
+from harness.workers import workers
 
 ROUNDING = 1e-9
 
@@ -105,6 +106,35 @@ def test_a_second_interrupt_ends_at_once(notebook: Kernel) -> None:
     assert ["KeyboardInterrupt"] == result.errors
     assert time.monotonic() - began < 2.0
     assert "2" == notebook.ok("1 + 1").text
+
+
+@pytest.mark.parametrize(
+    "where", ["multiprocessing.process.BaseProcess.start", "multiprocessing.forkserver.read_signed"]
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_interrupts_while_a_worker_starts_leave_none(notebook: Kernel, rank: int, where: str) -> None:
+    """They are raised when it is known that the worker runs, so that it is ended like the others.
+
+    A worker runs before its number is read from the fork server, and is known when it has started.
+    """
+    notebook.ok(
+        "import multiprocessing.forkserver, multiprocessing.process\n"
+        f"original, calls = {where}, []\n"
+        "def interrupted(*args):\n"
+        "    calls.append(args)\n"
+        f"    if len(calls) == {rank + 1}:\n"
+        "        time.sleep(0.2)\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return original(*args)\n"
+        f"{where} = interrupted"
+    )
+    result = notebook.run("s = session(Net(), epochs=100); s.train(processes=2)", timeout=20)
+    notebook.ok(f"{where} = original")
+
+    assert ["KeyboardInterrupt"] == result.errors
+    assert [] == workers(notebook)
+    assert "finished" == notebook.ok("print(s.train(epochs=1, processes=2).state)").text.split()[-1]
 
 
 def test_many_interrupts_do_no_harm(notebook: Kernel) -> None:

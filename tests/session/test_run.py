@@ -51,7 +51,7 @@ class Fake:
 
     undelivered = ()
 
-    def __init__(self, *events: Event, during: Exception | None = None, after: Exception | None = None) -> None:
+    def __init__(self, *events: Event, during: BaseException | None = None, after: Exception | None = None) -> None:
         self.commands = LocalCommands()
         self.planned = events
         self.errors = during, after
@@ -135,6 +135,44 @@ def test_the_first_error_is_the_one_that_counts() -> None:
     assert ["quik_nb: in addition, the final state could not be retrieved: OSError: no space left"] == (
         caught.value.__notes__
     )
+
+
+class MuteError(Exception):
+    """Has neither words nor a representation."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("error", [MuteError(), ExceptionGroup("many", [MuteError()]), SystemExit(3), StopIteration()])
+def test_any_error_ends_a_run(error: BaseException) -> None:
+    """Whatever an error's class makes of its words, the run has failed, its views are closed and waiting ends."""
+    watching = Watching()
+    run = consumed(Fake(during=error), watching)
+
+    assert "failed" == run.state
+    assert ["RunFailed", "closed"] == watching.shown
+    with pytest.raises(type(error)):
+        run.wait()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_metric_whose_error_has_no_words(processes: int) -> None:
+    """The error comes through as its own class, and the session can be corrected and trained."""
+
+    def metric(outputs: Any, targets: Any) -> float:
+        raise MuteError
+
+    session = regression(epochs=1).set_metrics(wrong=metric)
+    with pytest.raises(MuteError):
+        session.train(processes=processes)
+    assert session.run is not None
+    assert "failed" == session.run.state
+    session.set_metrics()
+
+    assert "finished" == session.train(processes=processes).state
 
 
 def test_a_view_that_comes_late_knows_the_end() -> None:
