@@ -230,6 +230,11 @@ def _check_against_parts(recipe: Recipe, changes: Mapping[str, Any]) -> None:
             f"batch_size={changes['batch_size']!r} was asked for, and the DataLoader of train makes batches of "
             f"{size}: pass the dataset itself to add_data, or a loader with that size."
         )
+    if "num_workers" in changes and getattr(recipe.train, "own_loader", False):
+        raise RecipeError(
+            f"num_workers={changes['num_workers']!r} was asked for, and the DataLoader of train keeps its own number: "
+            f"pass the dataset itself to add_data, or DataLoader(..., num_workers={changes['num_workers']!r})."
+        )
     if changes.get("lr") is not None and recipe.scheduler is not None and recipe.scheduler.takes("max_lr"):
         name = recipe.scheduler.name
         raise RecipeError(

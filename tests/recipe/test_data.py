@@ -92,6 +92,14 @@ def test_workers_that_load_a_dataset_change_nothing(processes: int, default_dtyp
     assert alone.history.valid_loss.tolist() == pytest.approx(helped.history.valid_loss.tolist())
 
 
+def test_workers_beside_a_loader_are_refused() -> None:
+    """A DataLoader keeps its number of workers, so a call that asks for another one is told, rather than ignored."""
+    session = regression(epochs=1).add_data(train=DataLoader(Fetched(), batch_size=16))
+
+    with pytest.raises(RecipeError, match=r"num_workers=2 was asked for.*DataLoader\(..., num_workers=2\)"):
+        session.train(num_workers=2)
+
+
 @pytest.fixture
 def default_dtype_float64() -> Iterator[None]:
     """Arrays become tensors of torch's default dtype; float64 makes them comparable."""
