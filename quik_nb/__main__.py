@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from quik_nb import __version__
 from quik_nb.doctor import doctor as print_facts
 from quik_nb.errors import QuikError
 from quik_nb.recipe.cli_options import Parser, add_learn_args, add_optional_args, settings_from
@@ -62,6 +61,8 @@ def parser() -> Parser:
         epilog=EXIT_CODES,
         formatter_class=RawDescriptionHelpFormatter,
     )
+    from quik_nb import __version__  # the package itself is a door, like this module
+
     made.add_argument("--version", action="version", version=f"quik_nb {__version__}")
     made.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     commands = made.add_subparsers(required=True, metavar="COMMAND", title="commands", dest="command")

@@ -150,3 +150,6 @@ Tell = Callable[[str, str], None]
 """Tells the user something once: `tell(cause, text)`, as `Notice`."""
 
 Event = RunStart | StepEnd | Annotation | PauseChanged | Output | Notice | EpochEnd | RunEnd | RunFailed
+
+Emit = Callable[[Event], None]
+"""Takes each event as it happens."""

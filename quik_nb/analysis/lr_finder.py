@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quik_nb.analysis.range_test import Point, smoothed
 from quik_nb.views.figure_html import img
 from quik_nb.views.lr_finder_figure import rates_figure
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+BETA = 0.9
+"""Weight of the past in the smoothed loss, per step."""
+
+Point = tuple[float, float]
+"""A learning rate, and the loss of the step that was made with it."""
 
 FEWEST = 10
 """Steps below which a curve says nothing."""
@@ -103,3 +108,16 @@ class RateTest:
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>\n{img(self.figure(), repr(self))}"
+
+
+def smoothed(losses: list[float]) -> list[float]:
+    """The moving average of the losses, divided by its total weight, so that it has no bias towards zero.
+
+    >>> smoothed([2.0, 2.0, 2.0])
+    [2.0, 2.0, 2.0]
+    """
+    average, result = 0.0, []
+    for step, loss in enumerate(losses, start=1):
+        average = BETA * average + (1 - BETA) * loss
+        result.append(average / (1 - BETA**step))
+    return result

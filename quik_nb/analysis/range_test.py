@@ -2,7 +2,7 @@
 
 The test is Leslie Smith's (Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186, section 3.3). The
 rate grows by the same factor at each step, and the test stops where the smoothed loss is four times its lowest, as in
-fastai's `lr_find`. It walks on the trainer's own pieces, so that whatever can be trained can be tested.
+fastai's `lr_find`. It walks on the pieces of the training loop, so that whatever can be trained can be tested.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from itertools import count
 import torch
 from torch import nn
 
+from quik_nb.analysis.lr_finder import Point, smoothed
 from quik_nb.errors import DivergenceError
 from quik_nb.events import Event
 from quik_nb.recipe.recipe import Recipe
@@ -23,14 +24,8 @@ from quik_nb.training.pytree import to_cpu_copy
 from quik_nb.training.rank import loop_of
 from quik_nb.training.world import World
 
-BETA = 0.9
-"""Weight of the past in the smoothed loss, per step."""
-
 BLOWN_UP = 4.0
 """How many times its lowest value the smoothed loss may reach."""
-
-Point = tuple[float, float]
-"""A learning rate, and the loss of the step that was made with it."""
 
 
 def range_test(recipe: Recipe, device: torch.device, start: float, end: float, steps: int) -> list[Point]:
@@ -90,19 +85,6 @@ def as_before(model: nn.Module) -> Iterator[None]:
         for name, value in model.named_buffers():
             if name in loose:
                 value.copy_(loose[name])
-
-
-def smoothed(losses: list[float]) -> list[float]:
-    """The moving average of the losses, divided by its total weight, so that it has no bias towards zero.
-
-    >>> smoothed([2.0, 2.0, 2.0])
-    [2.0, 2.0, 2.0]
-    """
-    average, result = 0.0, []
-    for step, loss in enumerate(losses, start=1):
-        average = BETA * average + (1 - BETA) * loss
-        result.append(average / (1 - BETA**step))
-    return result
 
 
 def blown_up(losses: list[float]) -> bool:

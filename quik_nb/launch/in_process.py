@@ -7,12 +7,12 @@ from typing import Self
 
 import torch
 
-from quik_nb.events import Annotation, Event
+from quik_nb.events import Annotation, Emit, Event
 from quik_nb.launch.batch_pickling import batches_by_value
 from quik_nb.launch.placement import Placement
 from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import LocalCommands
-from quik_nb.training.job import Emit, Job
+from quik_nb.training.job import Job
 from quik_nb.training.progress import Snapshot, unsaved_buffers
 from quik_nb.training.rank import run_rank
 from quik_nb.training.world import World

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from quik_nb.events import EpochEnd, Event, Notice, Output
+from quik_nb.events import Emit, EpochEnd, Event, Notice, Output
 from quik_nb.launch.batch_pickling import batches_by_value
 from quik_nb.launch.failure import capture
 from quik_nb.launch.process_state import ProcessState, send_logs
@@ -26,7 +26,7 @@ from quik_nb.launch.stdlib_patches import keep_sockets_in
 from quik_nb.launch.transfer import read_job
 from quik_nb.storage.checkpointer import Checkpointer
 from quik_nb.training.commands import AHEAD, SharedCommands
-from quik_nb.training.job import Emit, Job
+from quik_nb.training.job import Job
 from quik_nb.training.notebook_objects import changed, fingerprints, objects_of
 from quik_nb.training.rank import run_rank
 from quik_nb.training.world import World, join

@@ -6,12 +6,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from quik_nb.events import Annotation, Event
+from quik_nb.events import Annotation
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.progress import Progress, Snapshot
-
-Emit = Callable[[Event], None]
-"""Takes each event as it happens."""
 
 
 def fit(loop: Any) -> None:

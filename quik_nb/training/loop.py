@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import DivergenceError, RecipeError, StopTraining, WorkerError
-from quik_nb.events import Annotation, EpochEnd, Notice, Row, RunEnd, RunStart
+from quik_nb.events import Annotation, Emit, EpochEnd, Notice, Row, RunEnd, RunStart
 from quik_nb.history import score
 from quik_nb.recipe.data import SPLITS
 from quik_nb.recipe.settings import Settings
@@ -40,7 +40,7 @@ from quik_nb.training.engine import Engine
 from quik_nb.training.epoch import EpochRecord, mean_loss
 from quik_nb.training.evaluate import Validation
 from quik_nb.training.forward import StepContext, StepOutput
-from quik_nb.training.job import Checkpoint, Emit, Job
+from quik_nb.training.job import Checkpoint, Job
 from quik_nb.training.monitor import Monitor
 from quik_nb.training.parallel import Agreement
 from quik_nb.training.precision import Autocast

@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from quik_nb.events import Notice
+from quik_nb.events import Emit, Notice
 from quik_nb.training import rng, torch_switches
 from quik_nb.training.boundary import StepBoundary
 from quik_nb.training.commands import Commands, LocalCommands
 from quik_nb.training.engine import Engine, compile_in_place
 from quik_nb.training.evaluate import Validation
 from quik_nb.training.forward import criterion_on
-from quik_nb.training.job import Checkpoint, Emit, Job
+from quik_nb.training.job import Checkpoint, Job
 from quik_nb.training.loop import Loop, Saves
 from quik_nb.training.optimizers import freeze
 from quik_nb.training.step_watch import StepWatch
