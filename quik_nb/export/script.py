@@ -1,8 +1,9 @@
-"""A session as the plain PyTorch script that does the same: for learning, and for leaving.
+"""`as_code()`: a session as a plain PyTorch script, to learn from it or to continue without quik_nb.
 
-The script has the session's classes and keywords, the totals of its schedule, its seeds and its order of samples, so
-it gives the same losses. Its text is `plain_loop.py`, of which what this session needs is left. What is not here: how
-objects become text (`quoting.py`), and how branches are taken out of a program (`template.py`).
+The script has the session's classes and keywords, scheduler totals, seeds and order of samples, so it gives the same
+losses. Its text is `plain_loop.py`, reduced to what this session needs.
+
+What is not here: how objects become source code (`quoting.py`), and how branches are removed (`template.py`).
 """
 
 import ast
@@ -20,7 +21,7 @@ from torch.utils.data import IterableDataset
 
 from quik_nb.errors import CheckpointError
 from quik_nb.export.quoting import GAP, Quoter
-from quik_nb.export.template import Template, names_made, names_read
+from quik_nb.export.template import Template, names_defined, names_used
 from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source, loader_options
 from quik_nb.recipe.patterns import fits
 from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Spec
@@ -38,37 +39,37 @@ AUTOCAST = {
     "fp16": "torch.autocast(device.type, dtype=torch.float16)",
     "auto": 'torch.autocast("cuda", dtype=torch.bfloat16, enabled=torch.cuda.is_bf16_supported(False))',
 }
-"""The context of a forward pass by `Settings.precision`; fp32 has none."""
+"""The autocast context by `Settings.precision`; fp32 has none."""
 
 WRITTEN_BESIDE = '  # session.as_code("folder") writes these files, and this script beside them'
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a script finds what its training starts from."""
+    """Where a script gets its model, initial weights and data from."""
 
-    maker: Any
-    """the function or class that made the model; None for a model that was handed in"""
+    model_factory: Any
+    """the function or class that created the model; None for a model passed as an instance"""
     seeded: bool
-    """whether the maker, called under the seed, gives the weights that training starts from"""
+    """whether `model_factory`, called under the seed, gives the initial weights"""
     beside: bool
-    """whether the data lies in a folder beside the script, as `write_script` puts it, rather than in the session's"""
-    at_hand: bool
-    """whether the file of the first weights there is not another session's"""
+    """whether the data is in a folder beside the script, where `write_script` puts it; else in that of the session"""
+    weights_match: bool
+    """whether the file of initial weights is this session's, or not written yet"""
 
 
 class Logits:
-    """Stands for the outputs of a model that names its logits."""
+    """Placeholder for model outputs with an attribute `logits`."""
 
     logits = None
 
 
 class Script:
-    """What a session answers to the questions of the plain loop, and its parts as text.
+    """Fills in the template `plain_loop.py`: decides its conditions and writes the session's parts as source code.
 
     Args:
-        recipe: complete.
-        origin: of its data and weights.
+        recipe: a complete recipe.
+        origin: of the model, initial weights and data.
     """
 
     def __init__(self, recipe: Recipe, origin: Origin) -> None:
@@ -80,7 +81,7 @@ class Script:
         self.parts: dict[str, str | None] = {}
         self.inlined: dict[str, str] = {}
         self.notes: list[str] = []
-        """what the session does and the script does not"""
+        """features of the session that the script does not have"""
 
     def text(self) -> str:
         """The whole script."""
@@ -91,9 +92,7 @@ class Script:
         self._metrics()
         self._optimizer()
 
-        imports, body = apart_from_imports(
-            Template(PLAIN_LOOP.read_text(), self.facts, self.parts, self.inlined).filled()
-        )
+        imports, body = split_imports(Template(PLAIN_LOOP.read_text(), self.facts, self.parts, self.inlined).filled())
         self._report_clashes(body)
 
         gaps = [f"# To fill in (where it says ...): {gap}." for gap in self.quote.gaps]
@@ -108,25 +107,25 @@ class Script:
         return "\n\n\n".join(part.strip("\n") for part in paragraphs if part.strip()) + "\n"
 
     def _report_clashes(self, body: str) -> None:
-        """Ask for another name where the script would use one of the user's for something of its own."""
+        """Report names that both the user and the script define."""
         quoted = [text.partition("  # ")[0] for text in self.parts.values() if text is not None]
         quoted += [text for name, text in self.inlined.items() if name.startswith("STEP") or "LOADER" in name]
 
-        # Within a function that has a variable of this name, what was quoted there would mean that variable.
-        hidden = names_made(body, local=True) & set(re.findall(r"\w+", " ".join(quoted)))
-        clash = sorted((names_made(body) | hidden) & set(self.quote.definitions))
+        # a local variable of the script would shadow the user's object of that name
+        shadowed = names_defined(body, local=True) & set(re.findall(r"\w+", " ".join(quoted)))
+        clash = sorted((names_defined(body) | shadowed) & set(self.quote.definitions))
         if clash:
             self.quote.gaps.append(f"{', '.join(clash)} is a name of yours and of this script, so rename one of them")
 
-    def _instead(self, name: str, text: str) -> None:
-        """Write this wherever the plain loop has a variable, and leave the variable out."""
+    def _substitute(self, name: str, text: str) -> None:
+        """Write this expression in place of a variable of the plain loop, and remove its assignment."""
         self.parts[name] = None
         self.inlined[rf"{name}\b"] = text
 
     # ------------------------------------------------------------------ settings and data
 
     def _settings(self) -> None:
-        """Settings are constants of the same name; those that no question leaves in use are dropped."""
+        """Settings are constants of the same name in the plain loop; unused ones are removed."""
         settings = self.recipe.settings
         values = {field.name.upper(): getattr(settings, field.name) for field in fields(settings)}
         self.facts |= values
@@ -143,11 +142,11 @@ class Script:
 
         self.facts["scaler"] = True if settings.precision == "fp16" else None
         self.facts["average"] = settings.ema
-        self._instead("evaluated", "model" if settings.ema is None else "average.module")
+        self._substitute("evaluated", "model" if settings.ema is None else "average.module")
         if not settings.compile:
-            self._instead("net", "model")
+            self._substitute("net", "model")
         if settings.accumulate == 1:
-            self._instead("part", "batch")
+            self._substitute("part", "batch")
 
     def _data(self) -> None:
         self.facts |= {"valid": None, "IterableDataset": IterableDataset}
@@ -168,7 +167,7 @@ class Script:
         sizes = {split: self._batch_size(source) for split, source in self.sources.items()}
         self.parts["BATCH_SIZE"], self.parts["VALID_BATCH_SIZE"] = sizes["train"], sizes.get("valid")
         if sizes.get("valid") == sizes["train"]:
-            self._instead("VALID_BATCH_SIZE", "BATCH_SIZE")
+            self._substitute("VALID_BATCH_SIZE", "BATCH_SIZE")
 
     def _batch_size(self, source: Source) -> str:
         if isinstance(source, Stream) and source.ready:
@@ -188,18 +187,19 @@ class Script:
 
     def _model(self) -> None:
         model, origin = self.recipe.model, self.origin
-        assert model is not None  # an incomplete recipe is refused before
-        if origin.maker is None:
+        assert model is not None  # an incomplete recipe is rejected before
+        if origin.model_factory is None:
             floats = {p.dtype for p in model.parameters() if p.is_floating_point()}
             cast = f", {next(iter(floats))}" if len(floats) == 1 and floats != {torch.float32} else ""
             self.parts["model"] = f"{self.quote.module(model)}.to(device{cast})"
         else:
-            made = self.quote.reference(origin.maker)
-            is_lambda = made.startswith("(lambda: ")
-            self.parts["model"] = f"{made.removeprefix('(lambda: ')[:-1] if is_lambda else f'{made}()'}.to(device)"
+            factory = self.quote.reference(origin.model_factory)
+            is_lambda = factory.startswith("(lambda: ")
+            call = factory.removeprefix("(lambda: ")[:-1] if is_lambda else f"{factory}()"
+            self.parts["model"] = f"{call}.to(device)"
 
         weights = 'DATA / f"state_dict_eorig_{DATE}.pt"'
-        if not origin.seeded and not origin.at_hand:
+        if not origin.seeded and not origin.weights_match:
             self.quote.gaps.append("the first weights there are another training's: as_code('folder') writes yours")
             weights = GAP
         self.facts["FIRST_WEIGHTS"] = self.parts["FIRST_WEIGHTS"] = None if origin.seeded else weights
@@ -221,9 +221,9 @@ class Script:
         self.facts["outputs"] = Logits() if type(recipe.model).__module__.startswith("transformers") else None
         self.facts["WEIGHTED"] = any(WeightedMean.of(criterion, source) is not None for source in self.sources.values())
         self.parts["criterion"] = self._criterion()
-        self._instead("MONITOR", '"valid_loss"' if recipe.valid is not None else '"train_loss"')
+        self._substitute("MONITOR", '"valid_loss"' if recipe.valid is not None else '"train_loss"')
         if recipe.step is not None:
-            self._instead("STEP", self.quote.reference(recipe.step))
+            self._substitute("STEP", self.quote.reference(recipe.step))
 
         keys = self._keys()
         if keys is not None:
@@ -231,12 +231,12 @@ class Script:
         forms = {source.names is not None for source in self.sources.values() if isinstance(source, Tensors)}
         if len(forms) == 1:
             self.facts["data"] = {} if True in forms else ()
-        self._instead("LABEL", in_quotes(next((key for key in LABEL_KEYS if key in (keys or ())), "labels")))
+        self._substitute("LABEL", in_quotes(next((key for key in LABEL_KEYS if key in (keys or ())), "labels")))
         if keys is not None and len(forms) == 1 and all(isinstance(s, Tensors) for s in self.sources.values()):
             self.inlined[r"count_samples\((\w+)\)"] = rf"len(\1[{in_quotes(keys[0]) if keys else 0}])"
 
     def _keys(self) -> tuple[str, ...] | None:
-        """The keys of a batch that is a dict; empty where it is none; None where only reading a stream would tell."""
+        """The keys of a dict batch; empty for other batches; None for a stream, which would have to be read."""
         train = self.recipe.train
         if isinstance(train, Tensors):
             return train.names or ()
@@ -255,7 +255,7 @@ class Script:
                 return f"{self.quote.module(module)}.to(device)"
             case Spec(target=target, keywords=keywords):
                 words = self._keywords(keywords)
-        if isinstance(criterion, nn.Module):  # also where a function was set whose class is the same thing
+        if isinstance(criterion, nn.Module):  # also for a function, such as F.mse_loss, that has an equivalent class
             name = self.quote.reference(target if isinstance(target, type) else type(criterion))
             return f"{name}({', '.join(words)}).to(device)"
         name = self.quote.reference(target)
@@ -284,7 +284,7 @@ class Script:
 
     def _optimizer(self) -> None:
         spec, model, train = self.recipe.optimizer, self.recipe.model, self.recipe.train
-        assert spec is not None  # an incomplete recipe is refused before
+        assert spec is not None  # an incomplete recipe is rejected before
         assert model is not None
         assert train is not None
         words = self._keywords(optimizer_keywords(spec, self.recipe))
@@ -303,7 +303,7 @@ class Script:
             self.facts["SCHEDULE"] = "batch" if schedule.per_batch else per_epoch
 
     def _trained(self, spec: Optimizer, model: nn.Module) -> str:
-        """The optimizer's parameters, or its groups of them by name."""
+        """The first argument of the optimizer: all parameters, or parameter groups by name."""
         frozen = self._frozen(model)
         if not spec.groups:
             return "[p for p in model.parameters() if p.requires_grad]" if frozen else "model.parameters()"
@@ -330,14 +330,14 @@ def in_quotes(value: str | list[str]) -> str:
     return dumps(value, ensure_ascii=False)
 
 
-def apart_from_imports(program: str) -> tuple[set[str], str]:
+def split_imports(program: str) -> tuple[set[str], str]:
     """The import lines at the top of a program, one for each name that it uses; and the rest of it."""
-    imports, used = set(), names_read(program)
+    imports, used = set(), names_used(program)
     for statement in ast.parse(program).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
-            home = f"from {statement.module} " if isinstance(statement, ast.ImportFrom) else ""
+            module = f"from {statement.module} " if isinstance(statement, ast.ImportFrom) else ""
             names = [alias for alias in statement.names if (alias.asname or alias.name) in used]
-            imports |= {f"{home}{ast.unparse(ast.Import([alias]))}" for alias in names}
+            imports |= {f"{module}{ast.unparse(ast.Import([alias]))}" for alias in names}
         elif not isinstance(statement, ast.Expr):  # the docstring
             return imports, "\n".join(program.splitlines()[statement.lineno - 1 :])
     return imports, ""
@@ -364,39 +364,45 @@ def sorted_imports(lines: set[str]) -> str:
         *sorted(plain),
         *(f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(modules.items())),
     ]
-    own = [line for line in joined if line.split()[1].split(".")[0] in sys.stdlib_module_names]
-    return "\n\n".join("\n".join(block) for block in (own, [line for line in joined if line not in own]) if block)
+    standard = [line for line in joined if line.split()[1].split(".")[0] in sys.stdlib_module_names]
+    others = [line for line in joined if line not in standard]
+    return "\n\n".join("\n".join(block) for block in (standard, others) if block)
 
 
-def as_code(recipe: Recipe, maker: Any, seeded: bool, beside: bool = False, at_hand: bool = True) -> str:
+def as_code(recipe: Recipe, origin: Origin) -> str:
     """The script of a complete recipe.
 
     Args:
-        recipe: that can train.
-        maker: the function or class that made the model; None for a model that was handed in.
-        seeded: whether the maker, called under the seed, gives the weights that training starts from.
-        beside: whether its data will lie in a folder beside it.
-        at_hand: whether the file of the first weights, where it loads them, is not another session's.
+        recipe: a complete recipe.
+        origin: of the model, initial weights and data.
     """
-    return Script(recipe, Origin(maker, seeded, beside, at_hand)).text()
+    return Script(recipe, origin).text()
 
 
-def write_script(text: str, recipe: Recipe, original: dict[str, Any], folder: Path) -> None:
-    """Write the script, and beside it what it loads: the samples and the weights of before the first epoch.
+def write_script(text: str, recipe: Recipe, initial_weights: dict[str, Any], folder: Path) -> None:
+    """Write the script and the files that it loads: the samples and the initial weights.
+
+    Args:
+        text: of the script.
+        recipe: with the samples.
+        initial_weights: the weights before the first epoch.
+        folder: where to write.
 
     Raises:
-        CheckpointError: one of the files is there already.
+        CheckpointError: one of the files exists already.
     """
     files = Files(folder, recipe.settings.date)
-    values: dict[Path, Any] = {files.weights("orig"): original}
+    values: dict[Path, Any] = {files.weights("orig"): initial_weights}
+
     for split in SPLITS:
         source = getattr(recipe, split)
         if isinstance(source, Tensors):
             rows = [t.clone() if source.rows is None else t[source.rows] for t in source.tensors]
             values[files.tensors(split)] = source.pack([row.cpu() for row in rows])
-    there = [str(path) for path in (folder / SCRIPT, *values) if path.exists()]
-    if there:
-        raise CheckpointError(f"as_code would overwrite {', '.join(there)}: pass a folder that is empty or new.")
+
+    existing = [str(path) for path in (folder / SCRIPT, *values) if path.exists()]
+    if existing:
+        raise CheckpointError(f"as_code would overwrite {', '.join(existing)}: pass a folder that is empty or new.")
     for path, value in values.items():
         write(value, path)
     (folder / SCRIPT).write_text(text)

@@ -1,7 +1,8 @@
-"""A program of which some questions are answered beforehand: branches that do not apply go, and parts are filled in.
+"""Partial evaluation of a Python program: conditions with a known answer are decided, and values are substituted.
 
-The template is Python that runs as it is, without marks: its questions are the tests of its `if` statements. What is
-not here: any knowledge of what the template does.
+The template is plain Python that runs as it is; no markup is needed, since its `if` statements are the switches.
+
+What is not here: any knowledge of what the template does.
 """
 
 import ast
@@ -13,15 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 FOR_TOOLS = re.compile(r"  # (noqa|type: ignore)\b.*|^# -{9,}.*", re.MULTILINE)
-"""Comments for linters, and headings, which a short program does without."""
+"""Comments for linters, and section headings: removed."""
 
-QUESTIONS = {"__builtins__": {"isinstance": isinstance, "hasattr": hasattr, "tuple": tuple, "dict": dict}}
-"""What a test may use beside the facts."""
+BUILTINS = {"__builtins__": {"isinstance": isinstance, "hasattr": hasattr, "tuple": tuple, "dict": dict}}
+"""What a condition may use besides the facts."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A program and what is known of it.
+    """A program and the values known in advance.
 
     >>> text = "if LOUD:\\n    print(NAME, 'shouts')\\nelse:\\n    print(NAME)\\nNAME = 'x'"
     >>> print(Template(text, facts={"LOUD": False}, parts={"NAME": "'Ada'"}, inlined={}).filled())
@@ -31,28 +32,29 @@ class Template:
 
     text: str
     facts: Mapping[str, Any]
-    """values by name: a test about these alone is answered, any other stays in the program"""
+    """values by name: a condition on these alone is decided, any other stays in the program"""
     parts: Mapping[str, str | None]
-    """what to assign to a name; None to leave it out, and the `with` or `for` that is about it"""
+    """the expression to assign to a name; None to remove the assignment, and a `with` or `for` over that name"""
     inlined: Mapping[str, str]
-    """what to write in place of what, by regular expression; comments stay as they are"""
+    """replacements by regular expression; comments are not changed"""
 
     def filled(self) -> str:
-        """The program that is left, without what nothing in it uses."""
+        """The resulting program, without unused definitions."""
         lines = self._block(ast.parse(self.text).body, 1, 0)
         return re.sub(r"\n{4,}", "\n\n\n", without_unused(FOR_TOOLS.sub("", "\n".join(lines))))
 
     def _block(self, statements: Sequence[ast.stmt], first: int, shift: int) -> list[str]:
-        """Statements, each with the comments above it, from line `first` on; moved left by `shift`."""
+        """Statements, each with the comments above it, from line `first` on; dedented by `shift` columns."""
         lines: list[str] = []
         for statement in statements:
-            kept = self._statement(statement, shift)
-            lines += self._lines(first, _start(statement) - 1, shift) + kept if kept else []
+            written = self._statement(statement, shift)
+            if written:
+                lines += self._lines(first, _start(statement) - 1, shift) + written
             first = (statement.end_lineno or 0) + 1
         return "\n".join(lines).lstrip("\n").split("\n") if lines else []
 
     def _body(self, statements: Sequence[ast.stmt], shift: int) -> list[str]:
-        """A block within another, from the comments above its first statement on."""
+        """The body of a compound statement, including the comments above its first statement."""
         return self._block(statements, self._first_line(statements), shift)
 
     def _first_line(self, statements: Sequence[ast.stmt]) -> int:
@@ -62,7 +64,7 @@ class Template:
         return first
 
     def _lines(self, first: int, last: int, shift: int) -> list[str]:
-        """Lines of the template, both ends included."""
+        """Lines of the template from `first` to `last`, both included."""
         return [line[shift:] for line in self.text.splitlines()[first - 1 : last]]
 
     def _statement(self, statement: ast.stmt, shift: int) -> list[str]:
@@ -85,7 +87,7 @@ class Template:
         return self._simple(statement, shift)
 
     def _branch(self, statement: ast.If, shift: int) -> list[str]:
-        """What is left of an `if`: the branch that applies, or all from the first question that stays open."""
+        """What is left of an `if`: the branch that applies, or everything from the first undecided condition on."""
         answer = self._answer(statement.test)
         if answer is None:
             lines = self._lines(statement.lineno, statement.end_lineno or 0, shift)
@@ -94,14 +96,14 @@ class Template:
         return self._body(branch, shift + branch[0].col_offset - statement.col_offset) if branch else []
 
     def _answer(self, test: ast.expr) -> bool | None:
-        """The answer to a question; None where only the running program knows it."""
+        """The value of a condition; None if it depends on the running program."""
         try:
-            return bool(eval(ast.unparse(test), {**QUESTIONS, **self.facts}))
+            return bool(eval(ast.unparse(test), {**BUILTINS, **self.facts}))
         except (NameError, AttributeError):
             return None
 
     def _part(self, statement: ast.Assign | ast.AnnAssign, name: str, shift: int) -> list[str]:
-        """An assignment of another value; its comment, which tells the unit, stays unless the value brings one."""
+        """An assignment with another value; its comment, such as a unit, stays unless the value has one."""
         part = self.parts[name]
         if part is None:
             return []
@@ -110,7 +112,7 @@ class Template:
         return textwrap.indent(f"{name} = {part}{comment}", " " * (statement.col_offset - shift)).splitlines()
 
     def _simple(self, statement: ast.stmt, shift: int) -> list[str]:
-        """A statement whose conditional expressions are answered; an assignment of the answer None is left out."""
+        """A statement with its conditional expressions decided; an assignment that becomes `= None` is removed."""
         text = "\n".join(self._lines(_start(statement), statement.end_lineno or 0, shift))
         for node in ast.walk(statement):
             if isinstance(node, ast.IfExp) and (answer := self._answer(node.test)) is not None:
@@ -144,60 +146,60 @@ def _header(function: ast.FunctionDef) -> list[str]:
 
 
 def without_unused(text: str) -> str:
-    """A program without the imports, values and functions at its top level that nothing in it uses.
+    """A program without unused imports, assignments and functions at its top level.
 
     >>> without_unused("import math\\n\\ndef f():\\n    return g()\\n\\ndef g():\\n    return 1\\n\\nprint(2)")
     '\\nprint(2)'
     """
     statements, lines = ast.parse(text).body, text.splitlines()
-    used = [names_read(ast.unparse(statement)) for statement in statements]
+    used = [names_used(ast.unparse(statement)) for statement in statements]
     left: list[str] = []
     end = 0
     for place, statement in enumerate(statements):
-        names = names_made(ast.unparse(statement))
+        names = names_defined(ast.unparse(statement))
         if not names or isinstance(statement, ast.If) or names & set().union(*used[:place], *used[place + 1 :]):
             left += lines[end : statement.end_lineno]
         end = statement.end_lineno or 0
     return text if left == lines else without_unused("\n".join(left))
 
 
-def names_read(code: str) -> set[str]:
-    """The names that a program uses.
+def names_used(code: str) -> set[str]:
+    """The names that a program reads.
 
-    >>> sorted(names_read("a = b(c.d)"))
+    >>> sorted(names_used("a = b(c.d)"))
     ['b', 'c']
     """
     nodes = ast.walk(ast.parse(code))
     return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
-def names_made(code: str, local: bool = False) -> set[str]:
-    """The names that a program gives to things; those within comprehensions are their own.
+def names_defined(code: str, local: bool = False) -> set[str]:
+    """The names that a program defines, except in comprehensions.
 
     Args:
-        code: of a module.
-        local: whether to include names that just one of its functions knows.
+        code: source of a module.
+        local: include local variables and parameters of functions.
 
     >>> code = "a, b = 1, 2\\nfor c in []:\\n    d = [e for e in c]\\ndef f(h):\\n    g = 1"
-    >>> sorted(names_made(code)), sorted(names_made(code, local=True))
+    >>> sorted(names_defined(code)), sorted(names_defined(code, local=True))
     (['a', 'b', 'c', 'd', 'f'], ['a', 'b', 'c', 'd', 'f', 'g', 'h'])
     """
-    made: set[str] = set()
+    defined: set[str] = set()
 
     def look(node: ast.AST) -> None:
         match node:
             case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp() | ast.Lambda():
                 return
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                made.add(name)
+                defined.add(name)
                 if not local:
                     return
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
-                made.add(name)
+                defined.add(name)
             case ast.alias(name=name, asname=other):
-                made.add((other or name).split(".")[0])
+                defined.add((other or name).split(".")[0])
         for inner in ast.iter_child_nodes(node):
             look(inner)
 
     look(ast.parse(code))
-    return made
+    return defined

@@ -1,6 +1,6 @@
-"""Recipes from recipes: what each chainable step of a session makes of the recipe, as pure functions.
+"""The chainable session methods as pure functions: each takes a recipe and returns a changed one.
 
-The arguments are those of the session's methods, which explain them. Nothing here is remembered between two calls.
+The arguments are documented at the methods of `QuikSession`. No state is kept between calls.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,14 @@ from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS
 from quik_nb.storage.files import Files, load_into, read, read_weights
 from quik_nb.training import rng
 
-OWN_COLUMNS = ("epoch", "train_loss", "valid_loss", "lr", "fraction", "time", "loss", "grad_norm", "skipped_steps")
-"""Names that a metric cannot have."""
+RESERVED_COLUMNS = ("epoch", "train_loss", "valid_loss", "lr", "fraction", "time", "loss", "grad_norm", "skipped_steps")
+"""History columns that a metric cannot be named after."""
 
 ModelFactory = Callable[[], nn.Module]
 
 
 def files_of(recipe: Recipe) -> Files:
-    """The names by date of the files that its settings speak of."""
+    """The dated file names that the recipe's settings define."""
     return Files(Path(recipe.settings.base_dir), recipe.settings.date)
 
 
@@ -38,7 +38,7 @@ def with_data(
     target: str | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> Recipe:
-    """The recipe with other samples; those of the files by date where there are none for training."""
+    """The recipe with new data; without training data, the saved tensors of `data_date` are loaded."""
     given = dict(splits)
     if given["train"] is None:
         given = _saved_tensors(files_of(recipe)) | {split: data for split, data in given.items() if data is not None}
@@ -64,21 +64,24 @@ def _tensor_tuple(value: Any) -> Any:
 
 
 def uncompiled(model: Any) -> Any:
-    """The module that `torch.compile` wrapped, whose names and class are the user's own; anything else as it is."""
+    """The original module behind `torch.compile`, with its original parameter names; other values unchanged."""
     return getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
 
 
 def with_compile(recipe: Recipe) -> Recipe:
-    """The recipe of a model that was compiled by hand."""
+    """The recipe for a model that the user compiled: with `compile=True`."""
     return replace(recipe, settings=replace(recipe.settings, compile=True))
 
 
 def build_model(
     model: nn.Module | ModelFactory, seed: int, state_dict: Mapping[str, Any] | str | Path | None = None
 ) -> nn.Module:
-    """The module itself, or what a function makes under the seed; with weights loaded into it where some are given."""
+    """The module, or the one that a factory returns under the seed, with `state_dict` loaded into it if given."""
     if not isinstance(model, nn.Module) and not callable(model):
-        raise RecipeError(f"add_model takes a module such as Net(), and got a {type(model).__name__}.")
+        raise RecipeError(
+            f"add_model: got a {type(model).__name__}, which cannot be trained: pass a module such as Net(), "
+            f"or a function that returns one."
+        )
     module = model if isinstance(model, nn.Module) else call_factory(model, seed)
 
     if isinstance(state_dict, Mapping):
@@ -89,27 +92,30 @@ def build_model(
 
 
 def call_factory(factory: ModelFactory, seed: int) -> nn.Module:
-    """The model that a function makes under the seed; the user's random numbers are not disturbed."""
+    """The model that a factory returns under the seed; the user's random number generators are not affected."""
     with rng.preserved():
         rng.seed_all(seed)
         module = factory()
     if not isinstance(module, nn.Module):
-        raise RecipeError(f"add_model: {factory!r} gave a {type(module).__name__}, not a module.")
+        raise RecipeError(
+            f"add_model: {factory!r} returned a {type(module).__name__}, which cannot be trained: "
+            f"return an nn.Module from it."
+        )
     return module
 
 
-# ---------------------------------------------------------------------- the other parts
+# ---------------------------------------------------------------------- criterion, optimizer, scheduler, metrics, step
 
 
 def with_criterion(recipe: Recipe, criterion: Any, keywords: dict[str, Any]) -> Recipe:
-    """The recipe with another loss."""
+    """The recipe with another criterion."""
     return replace(recipe, criterion=_spec("set_criterion", criterion, keywords, instance=nn.Module))
 
 
 def with_optimizer(
     recipe: Recipe, optimizer: Any, groups: Any, params: str | None, name: str | None, keywords: dict[str, Any]
 ) -> Recipe:
-    """The recipe with another optimizer: beside those of other names, or in place of all where it has no name."""
+    """The recipe with another optimizer: added under a name, or without a name in place of all others."""
     spec = _spec("set_optimizer", optimizer, keywords)
     if not isinstance(params, str | None):
         raise RecipeError(
@@ -123,7 +129,7 @@ def with_optimizer(
     groups = {} if groups is None else groups
     if not isinstance(groups, Mapping) or not all(isinstance(words, Mapping) for words in groups.values()):
         raise RecipeError(
-            f"set_optimizer: groups={groups!r} are not keywords by the names of parameters: "
+            f"set_optimizer: groups={groups!r} does not map parameter names to optimizer keywords: "
             f"pass groups={{'head': {{'lr': 1e-3}}}}."
         )
     made = Optimizer(spec.target, spec.keywords, dict(groups), params)
@@ -148,44 +154,48 @@ def with_metrics(recipe: Recipe, on_train: Any, named: dict[str, Any]) -> Recipe
     """The recipe with other metrics."""
     if not isinstance(on_train, bool):
         raise RecipeError(
-            f"set_metrics: train={on_train!r} is the switch that measures the metrics on the training batches too: "
+            f"set_metrics: train={on_train!r} is not True or False; it turns on metrics for the training batches: "
             f"pass train=True, and give a metric another name."
         )
     for name, metric in named.items():
-        if name in OWN_COLUMNS:
+        if name in RESERVED_COLUMNS:
             raise RecipeError(f"set_metrics: {name!r} is a column of every history: give the metric another name.")
         if not callable(metric) or isinstance(metric, type):
             raise RecipeError(
-                f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
+                f"set_metrics: {name}={metric!r} is neither a function of (outputs, targets) nor a metric object: "
                 f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
             )
     return replace(recipe, metrics=dict(named), metrics_on_train=on_train)
 
 
 def with_step(recipe: Recipe, step: Any, reduction: str | None = None) -> Recipe:
-    """The recipe with another function of a batch, or the default one."""
+    """The recipe with a custom training step, or None for the default one."""
     if step is not None and not callable(step):
-        raise RecipeError(f"set_step takes a function step(model, criterion, batch), and got {step!r}.")
+        raise RecipeError(
+            f"set_step: {step!r} is not callable, so it cannot be called with a batch: "
+            f"pass a function step(model, criterion, batch)."
+        )
     if reduction not in (None, "mean", "sum"):
         raise RecipeError(
-            f"set_step: reduction={reduction!r} is not known: use 'sum' for a step that adds up over the samples of a "
-            f"batch, 'mean' for one that divides by them."
+            f"set_step: reduction={reduction!r} is not known: use 'sum' for a loss summed over the samples of a "
+            f"batch, 'mean' for a loss averaged over them."
         )
     return replace(recipe, step=step, step_reduction=reduction)
 
 
 def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | None = None) -> Any:
-    """A class or function and its keywords; an instance as it is, where that is allowed."""
+    """A class or function with its keywords; an instance of `instance` is returned unchanged."""
     if instance is not None and isinstance(target, instance):
         if keywords:
             raise RecipeError(
-                f"{step}: {target!r} is made already, so {', '.join(keywords)} come too late: pass the class."
+                f"{step}: {target!r} is an instance already, so {', '.join(keywords)} would have no effect: "
+                f"pass the class and its keywords."
             )
         return target
 
     kind = type(target).__name__
     if isinstance(target, torch.optim.Optimizer | nn.Module):
-        raise _no_class(step, f"one that is made already, a {kind}", kind)
+        raise _no_class(step, f"an instance, a {kind}", kind)
     if not callable(target):
         raise _no_class(step, f"{kind} {target!r:.60}", "Class")
     return Spec(target, keywords)
@@ -193,8 +203,8 @@ def _spec(step: str, target: Any, keywords: dict[str, Any], instance: type | Non
 
 def _no_class(step: str, got: str, hint: str) -> RecipeError:
     return RecipeError(
-        f"{step} takes a class and its keywords, and got {got}: use {step}({hint}, ...), "
-        f"so that it can be made again wherever the training runs."
+        f"{step} takes a class and its keywords, and got {got}; workers must be able to create their own: "
+        f"use {step}({hint}, ...)."
     )
 
 
@@ -202,19 +212,22 @@ def _no_class(step: str, got: str, hint: str) -> RecipeError:
 
 
 def for_call(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-    """The recipe of one call of train(), in which what was given for it wins over all else.
+    """The recipe of one call of train(), whose keywords override all other settings.
 
     Args:
         recipe: of the session.
-        given: settings by name; `epochs` and `processes` may be None for the session's.
+        given: settings by name; None for `epochs` or `processes` means the session's value.
+
+    Raises:
+        RecipeError: a setting does not exist, has an invalid value, or is already fixed by the DataLoader or scheduler.
     """
     changes = {name: value for name, value in given.items() if value is not None or name not in ("epochs", "processes")}
     changed = replace(recipe, settings=recipe.settings.changed(changes))
     _check_against_parts(changed, changes)
 
-    # whose own keywords else win over the settings
-    overruled = {name for name in OPTIMIZER_DEFAULTS if changes.get(name) is not None}
-    optimizers = {key: _without_keywords(spec, overruled) for key, spec in recipe.optimizers.items()}
+    # keywords of set_optimizer() otherwise take precedence over the settings
+    overridden = {name for name in OPTIMIZER_DEFAULTS if changes.get(name) is not None}
+    optimizers = {key: _without_keywords(spec, overridden) for key, spec in recipe.optimizers.items()}
     return replace(changed, optimizers=optimizers)
 
 
@@ -223,11 +236,11 @@ def _without_keywords(spec: Optimizer, names: set[str]) -> Optimizer:
 
 
 def _check_against_parts(recipe: Recipe, changes: Mapping[str, Any]) -> None:
-    """Refuse settings that a part of the recipe has decided already."""
+    """Reject settings that the DataLoader or the scheduler already determines."""
     size = getattr(recipe.train, "batch_size", None)
     if "batch_size" in changes and size is not None:
         raise RecipeError(
-            f"batch_size={changes['batch_size']!r} was asked for, and the DataLoader of train makes batches of "
+            f"batch_size={changes['batch_size']!r} has no effect, since the DataLoader of train makes batches of "
             f"{size}: pass the dataset itself to add_data, or a loader with that size."
         )
     if "num_workers" in changes and getattr(recipe.train, "own_loader", False):
@@ -238,6 +251,6 @@ def _check_against_parts(recipe: Recipe, changes: Mapping[str, Any]) -> None:
     if changes.get("lr") is not None and recipe.scheduler is not None and recipe.scheduler.takes("max_lr"):
         name = recipe.scheduler.name
         raise RecipeError(
-            f"lr={changes['lr']!r} was asked for, and {name} sets the rate itself: use "
-            f"set_scheduler({name}, max_lr={changes['lr']!r}), or set_scheduler(None) for none."
+            f"lr={changes['lr']!r} has no effect, since {name} sets the learning rate itself: use "
+            f"set_scheduler({name}, max_lr={changes['lr']!r}), or set_scheduler(None) for no scheduler."
         )

@@ -1,4 +1,7 @@
-"""One training, in the foreground or in the background: events to history and views, and the commands."""
+"""`Run`, the handle of one training: passes events on to history, views and callbacks, and commands to the ranks.
+
+What is not here: how ranks are started (`launch/`), and what a run leaves in the session (`training_runs.py`).
+"""
 
 import contextvars
 import math
@@ -23,21 +26,22 @@ if TYPE_CHECKING:
 
 
 KILLED_SECONDS = 3.0
-"""How long workers that were killed may take to be gone, and their state to come home."""
+"""How long to wait for killed workers to exit and for their last checkpoint to be read."""
 
 
 class Interrupts:
-    """Hears interrupts, so that one which comes while a run is still being prepared is not lost, and loses nothing.
+    """A SIGINT handler that counts interrupts, so that one during the set-up of a run is neither lost nor does damage.
 
-    Signals are handled in the main thread only; elsewhere nothing changes.
+    Signals are handled in the main thread only; in other threads nothing changes.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.act: Callable[[int], None] = self._give_up
+        """interrupts so far"""
+        self.act: Callable[[int], None] = self._raise_on_second
         """called with the number of each interrupt, 1 for the first"""
 
-    def _give_up(self, count: int) -> None:
+    def _raise_on_second(self, count: int) -> None:
         if count > 1:
             raise KeyboardInterrupt
 
@@ -46,11 +50,12 @@ class Interrupts:
         self.act(self.count)
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Within it, interrupts are counted and acted upon."""
+    def handled(self) -> Iterator[None]:
+        """Install the handler, and restore the previous one afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+
         before: Any = signal.signal(signal.SIGINT, self._handle)
         try:
             yield
@@ -65,8 +70,9 @@ class Run:
         state: "running", "paused", "finished", "stopped" or "failed".
         error: the exception that a failed run ended with, else None.
         record: rows, annotations and live losses so far, as views draw them.
-        in_background: whether it leaves the kernel free, so that other cells and its buttons work.
-        failure_reported: whether the user knows how it ended: False for a background run, until someone asks.
+        in_background: whether it runs in the background, so that other cells can be run and its buttons work.
+        failure_reported: whether the user has seen its error; False for a background run until `wait()` or a later
+            call of the session reports it.
     """
 
     def __init__(
@@ -77,19 +83,19 @@ class Run:
         listen: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._running: Running | None = running
-        """until it is over: model, optimizer and data hang on it"""
+        """None once it has ended, so that model, optimizer and data can be freed"""
         self.record = history
         self._commands = running.commands
         self._settle = settle
         self._listen = listen
         self._views: list[tuple[View, contextvars.Context]] = []
-        """each with the context it came from, by which a kernel knows under which cell its output belongs"""
+        """each with the context of its cell, by which ipykernel routes output to that cell"""
         self._start: RunStart | None = None
         self._done = threading.Event()
         self._drawing = threading.RLock()
-        """held while the views are told something: the training's thread does it, and a cell that pauses or attaches"""
+        """guards the views: the training's thread draws, and so does a cell that pauses the run or attaches a view"""
         self.in_background = False
-        self.state = "stopped"  # until it begins: an interrupt before that leaves nothing under way
+        self.state = "stopped"  # until it starts, so that an interrupt before that leaves no active run
         self.error: BaseException | None = None
         self.failure_reported = True
         self._cell = cell_number()
@@ -99,43 +105,47 @@ class Run:
 
     @property
     def is_active(self) -> bool:
-        """Whether it is under way: running or paused."""
+        """Whether it is running or paused."""
         return self.state in ("running", "paused")
 
     @property
     def history(self) -> "pd.DataFrame":
-        """The rows so far: epoch, train_loss, valid_loss, metrics, lr, time (seconds)."""
+        """The rows so far as a DataFrame: epoch (from 0), train_loss, valid_loss, metrics, lr, time (seconds)."""
         return self.record.frame()
 
     # ------------------------------------------------------------------ commands
 
     def stop(self) -> None:
-        """End the run at the next step boundary; everything is kept."""
+        """Stop the run at the next step boundary; history, weights and training state are saved."""
         self._commands.stop()
 
     def pause(self) -> None:
-        """Hold the run at the next step boundary, until `resume()` or `stop()`."""
+        """Pause the run at the next step boundary, until `resume()` or `stop()`."""
         self._commands.pause()
-        self._hold("running", "paused")
+        self._change_state("running", "paused")
 
     def resume(self) -> None:
-        """Go on after `pause()`."""
+        """Continue after `pause()`."""
         self._commands.resume()
-        self._hold("paused", "running")
+        self._change_state("paused", "running")
 
-    def _hold(self, before: str, after: str) -> None:
+    def _change_state(self, before: str, after: str) -> None:
         with self._drawing:
             if self.state == before:
                 self.state = after
-                self._tell(PauseChanged(after == "paused"))
+                self._show(PauseChanged(after == "paused"))
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the first parameter group from the next step on; the others are scaled alike.
+        """Set the learning rate from the next step on.
 
-        So is what is left of a schedule. It holds in later calls of `train()` as well, until one is given `lr=`.
+        Other parameter groups and the rest of a schedule are scaled by the same factor. The rate stays in effect in
+        later calls of `train()`, until one passes `lr=`.
+
+        Args:
+            lr: learning rate of the first parameter group.
 
         Raises:
-            RecipeError: it is not a number above 0.
+            RecipeError: `lr` is not a number above 0.
         """
         try:
             rate = float(lr)
@@ -143,16 +153,22 @@ class Run:
             rate = math.nan
         if not 0 < rate < math.inf:
             raise RecipeError(
-                f"set_lr({lr!r}): a learning rate is a number above 0, so the run goes on with the one it has. "
-                f"Type run.set_lr(3e-4)."
+                f"set_lr({lr!r}): a learning rate is a number above 0, so the run continues with the current one: "
+                f"use run.set_lr(3e-4)."
             )
         self._commands.set_lr(rate)
 
     def wait(self, timeout: float | None = None) -> "Run":
-        """Wait until the run has ended; raises the error of a failed run.
+        """Wait until the run has ended.
 
         Args:
-            timeout: seconds to wait at most; None for as long as it takes.
+            timeout: seconds to wait at most; None to wait as long as the run takes.
+
+        Returns:
+            The run itself, which is still active if the timeout has passed.
+
+        Raises:
+            Exception: the error of a failed run.
         """
         self._done.wait(timeout)
         if self.error is not None:
@@ -161,19 +177,23 @@ class Run:
         return self
 
     def close(self, timeout: float) -> None:
-        """Wait for the end of a run that was stopped; end it the hard way if that does not come within some seconds."""
+        """Wait for a stopped run to end, and kill its workers if it does not.
+
+        Args:
+            timeout: seconds to wait before the workers are killed.
+        """
         running = self._running
         if not self._done.wait(timeout) and running is not None:
             running.kill()
             self._done.wait(KILLED_SECONDS)
 
     def snapshot(self) -> Snapshot | None:
-        """The state of the last row so far, where the training goes on elsewhere; None where it is at hand already."""
+        """The state of the last row of a run in workers; None once the session has it already."""
         running = self._running
         return None if running is None else running.snapshot()
 
     def attach(self, view: View) -> None:
-        """Add a view: it draws what the history holds and follows on."""
+        """Add a view, which draws the history so far and then every further event."""
         with self._drawing:
             if self._start is not None:
                 view.show(self._start)
@@ -189,7 +209,7 @@ class Run:
     # ------------------------------------------------------------------ the loop
 
     def foreground(self, interrupts: Interrupts) -> None:
-        """Consume the run here. The first interrupt stops it at a step boundary, a second one at once."""
+        """Run to the end in this thread; the first interrupt stops at a step boundary, the second one immediately."""
         __tracebackhide__ = True
         interrupts.act = self._interrupted
         if interrupts.count:
@@ -198,14 +218,14 @@ class Run:
         self._consume()
         error = self.error
         if error is not None and any(isinstance(e, WorkerError) for e in (error, error.__cause__)):
-            raise error.with_traceback(None)  # the worker's own frames stand in its message; ours tell nothing
+            raise error.with_traceback(None)  # the message has the worker's frames; those of this process do not help
         if error is not None:
             raise error
         if interrupts.count:
             raise KeyboardInterrupt("the training was stopped; its rows, weights and state are kept") from None
 
     def background(self) -> None:
-        """Consume the run in a thread; returns at once."""
+        """Run to the end in a thread; returns immediately."""
         self.in_background = True
         self.failure_reported = False
         self.state = "running"
@@ -215,19 +235,21 @@ class Run:
     def _consume(self) -> None:
         __tracebackhide__ = True
         running = self._running
-        assert running is not None  # a run is consumed once
+        assert running is not None  # a run is consumed only once
+
         try:
             with running:
                 self._train(running)
         except BaseException as error:
             self._fail(error)
+
         try:
-            self._bring_home(running)
+            self._collect_result(running)
         except BaseException as error:
             self._fail(error)
         finally:
             self._running = None
-            # not before the state is home, or who looks at it takes the old weights
+            # only now, since other threads read the model as soon as the run is no longer active
             self.state = self._end.state if isinstance(self._end, RunEnd) and self.error is None else "failed"
             self._close_views()
             self._done.set()
@@ -235,13 +257,13 @@ class Run:
     def _train(self, running: Running) -> None:
         __tracebackhide__ = True
         try:
-            running.events(self._take)
-        except BaseException as error:  # kept, shown, and raised again by the caller
+            running.events(self._process)
+        except BaseException as error:  # `foreground` and `wait` raise it again
             self._fail(error)
         self._ending = True
 
     def _fail(self, error: BaseException) -> None:
-        """Keep the first error; one that comes on top of it is noted there."""
+        """Store and show the first error; a further one becomes a note of it."""
         if self.error is not None:
             kind, message = type(error).__name__, message_of(error)
             self.error.add_note(f"quik_nb: in addition, the final state could not be retrieved: {kind}: {message}")
@@ -249,11 +271,13 @@ class Run:
         self.error = error
         if not isinstance(error, KeyboardInterrupt):
             self._end = RunFailed(f"{type(error).__name__}: {message_of(error)}")
-            self._tell(self._end)
+            self._show(self._end)
 
-    def _bring_home(self, running: Running) -> None:
+    def _collect_result(self, running: Running) -> None:
+        """Record events that arrived late, and pass the final state on to the session."""
         for event in running.undelivered:
             self.record.record(event)
+
         outcome = None
         try:
             outcome = running.snapshot()
@@ -269,16 +293,18 @@ class Run:
     def _interrupted(self, count: int) -> None:
         if count == 1:
             self.stop()
-        elif count == 2 and not self._ending:  # once only: a further one would break the ending off half way
+        elif count == 2 and not self._ending:  # only once: a third one would interrupt the shutdown
             raise KeyboardInterrupt
 
     def tell(self, notice: Notice) -> None:
-        """Tell the user something, unless it was told before."""
-        self._take(notice)
+        """Tell the user something, as a warning, once per cause."""
+        self._process(notice)
 
-    def _take(self, event: Event) -> None:
+    def _process(self, event: Event) -> None:
+        """Record an event, show it in the views, and call the user's callbacks with it."""
         is_new = isinstance(event, Notice) and event.cause not in self.record.notices
         self.record.record(event)
+
         match event:
             case Notice() if is_new:
                 warnings.warn(event.text, QuikWarning, stacklevel=2)
@@ -286,30 +312,32 @@ class Run:
                 self._start = event
             case RunEnd():
                 self._end = event
-        self._tell(event)
+
+        self._show(event)
         try:
             self._listen(event)
         except StopTraining:
             self.stop()
 
-    def _tell(self, event: Event) -> None:
+    def _show(self, event: Event) -> None:
         with self._drawing:
-            # what a worker printed is shown once, where the user looked last; all else in every view
+            # output of workers is shown once, in the latest view; all other events in every view
             views = self._views[-1:] if isinstance(event, Output) else self._views
             self._draw(lambda view: view.show(event), views)
 
     def _draw(self, act: Callable[[View], None], views: list[tuple[View, contextvars.Context]]) -> None:
-        """Have views draw; one that fails is dropped with a warning: a picture is no reason to lose a training."""
+        """Let views draw; one that fails is dropped with a warning, since drawing must not end a training."""
         for view, cell in list(views):
             try:
                 cell.run(act, view)
             except Exception as error:
                 self._views.remove((view, cell))
-                words = "The training goes on without its picture; session.show() draws it anew"
-                warnings.warn(f"{words}. Drawing failed: {type(error).__name__}: {message_of(error)}", stacklevel=2)
+                reason = f"{type(error).__name__}: {message_of(error)}"
+                text = f"The live view failed ({reason}), and the training continues without it: use session.show()."
+                warnings.warn(text, stacklevel=2)
 
     def _ipython_display_(self) -> None:
-        """Show nothing under the cell that trains, where the view has shown it already; in another cell, a line."""
+        """Show nothing in the cell that trains, which has the view; one line in any other cell."""
         if self._cell is None or cell_number() != self._cell:
             print(repr(self))
 

@@ -1,4 +1,4 @@
-"""The runs of a session: a record for each call of train(), with the settings changed since the one before."""
+"""The log of a session's runs: one record per call of train(), with the settings changed since the previous one."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,83 +21,86 @@ class RunRecord:
     """One call of train()."""
 
     settings: Mapping[str, str]
-    """what was trained how, in words, by name"""
+    """settings and parts of the recipe by name, as text"""
     first: int
-    """the epoch it began with"""
+    """its first epoch"""
     history: History
     run: Run | None
-    """None once a later run was started: an error that it ended with may hold on to all that was computed then"""
+    """None once a later run has started: the traceback of its error may reference large tensors"""
     changed: str = ""
-    """what differs from the run before"""
-    rows: list[Row] | None = None
-    """None until it is over"""
-    ended: str = ""
+    """what differs from the previous run"""
+    final_rows: list[Row] | None = None
+    """None until the run has ended"""
+    final_state: str = ""
+    """`Run.state` at its end, once `run` is None"""
 
     @property
     def state(self) -> str:
-        """Of its run, as `Run.state`."""
-        return self.ended if self.run is None else self.run.state
+        """The state of the run, as `Run.state`."""
+        return self.final_state if self.run is None else self.run.state
 
     @property
-    def own(self) -> list[Row]:
-        """The rows of this run, also while it runs."""
-        return [row for row in self.history if row.epoch >= self.first] if self.rows is None else self.rows
+    def rows(self) -> list[Row]:
+        """The rows of this run so far."""
+        if self.final_rows is not None:
+            return self.final_rows
+        return [row for row in self.history if row.epoch >= self.first]
 
     def settle(self) -> None:
-        """Keep the rows of this run, which a later one may go on from."""
-        self.rows = self.own
+        """Fix the rows of this run, whose history a later run may continue."""
+        self.final_rows = self.rows
 
-    def let_go(self) -> None:
-        """Keep no more of its run than how it ended."""
-        self.ended, self.run = self.state, None
+    def drop_run(self) -> None:
+        """Drop the reference to the run, and remember only how it ended."""
+        self.final_state, self.run = self.state, None
 
 
 class RunLog:
-    """The runs of a session, the oldest first."""
+    """The runs of a session, oldest first."""
 
     def __init__(self) -> None:
         self.records: list[RunRecord] = []
 
     def add(self, recipe: Recipe, first: int, run: Run) -> None:
-        """Note a run that was started.
+        """Add a run that was started.
 
         Args:
-            recipe: what it trains by.
-            first: the epoch it begins with.
+            recipe: the recipe of the run.
+            first: its first epoch.
             run: its handle.
         """
-        words = described(recipe)
+        settings = described(recipe)
         before = self.records[-1].settings if self.records else None
         for record in self.records:
-            record.let_go()
-        self.records.append(RunRecord(words, first, run.record, run, difference(before, words)))
+            record.drop_run()
+        self.records.append(RunRecord(settings, first, run.record, run, difference(before, settings)))
 
     def settle(self) -> None:
-        """Keep the rows of the latest run, which is over."""
+        """Fix the rows of the latest run, which has ended."""
         self.records[-1].settle()
 
     def table(self) -> "pd.DataFrame":
-        """One line for each run: epochs, the best loss and where, seconds, state, and what was changed."""
+        """One line per run: epochs, best epoch and its loss, time in seconds, state, and what was changed."""
         return _table(self.records)
 
     def histories(self) -> dict[str, History]:
-        """The rows of each run that has some, by its number and what was changed for it."""
+        """The rows of each run that has any, by run number and what was changed for it."""
         named = {}
         for number, record in enumerate(self.records):
             unchanged = "as before" if number else "first"
-            if record.own:
-                named[f"{number}: {record.changed or unchanged}"] = History(record.own)
+            if record.rows:
+                named[f"{number}: {record.changed or unchanged}"] = History(record.rows)
         return named
 
 
 def described(recipe: Recipe) -> dict[str, str]:
-    """The parts of a recipe in words, and its settings without those of the screen and the files, by name."""
+    """The parts and settings of a recipe as text, by name; settings of the view and of files are left out."""
     parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion}
     parts |= {f"optimizer {name}".strip(): spec for name, spec in recipe.optimizers.items()}
 
     for split in SPLITS:
         source = getattr(recipe, split)
-        with suppress(TypeError):  # a stream may not know
+        with suppress(TypeError):  # a stream may have no length
             parts[split] = None if source is None else f"{len(source):,} samples"
 
     parts |= {f"scheduler {name}".strip(): spec for name, spec in recipe.schedulers.items()}
@@ -105,12 +108,12 @@ def described(recipe: Recipe) -> dict[str, str]:
     parts["step"] = None if recipe.step is None else getattr(recipe.step, "__name__", "own")
     parts = {name: value for name, value in parts.items() if value is not None}
 
-    settings = {n: v for n, v in vars(recipe.settings).items() if SETTINGS[n].scope != "screen"}
+    settings = {name: value for name, value in vars(recipe.settings).items() if SETTINGS[name].scope != "screen"}
     return {name: f"{value}" for name, value in {**parts, **settings}.items()}
 
 
 def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
-    """The settings that differ, as one would write them.
+    """The settings that differ, written as keyword arguments.
 
     >>> difference({"lr": "0.1", "seed": "1"}, {"lr": "0.2", "seed": "1"})
     'lr=0.2'
@@ -122,13 +125,12 @@ def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
 
 
 def _table(records: Sequence[RunRecord]) -> "pd.DataFrame":
-    """One line for each run: epochs, the best loss and where, seconds, state, and what was changed."""
     import pandas as pd
 
     lines: list[dict[str, Any]] = []
     for number, record in enumerate(records):
-        rows = record.own
-        best = History(rows).best  # a row without its validation is no match for one with it
+        rows = record.rows
+        best = History(rows).best  # a row without a valid_loss is not compared with one that has it
         lines.append(
             {
                 "run": number,

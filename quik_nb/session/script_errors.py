@@ -1,7 +1,7 @@
-"""Errors of a script: the message and the user's own lines, without the frames of quik_nb and torch.
+"""Short tracebacks for scripts: the message and the user's own lines, without the frames of quik_nb and torch.
 
-In a notebook IPython leaves those out by itself (`__tracebackhide__`); a plain Python shows every frame of an error
-that nobody caught. Errors themselves are not changed: who catches one has all of it.
+IPython hides those frames itself (`__tracebackhide__`); plain Python prints every frame of an uncaught exception. Only
+the printed text is shortened: code that catches an exception sees its full traceback.
 """
 
 import sys
@@ -12,9 +12,9 @@ from quik_nb.launch.failure import FOLDED
 
 
 def show_errors_briefly() -> None:
-    """From here on, show an error that ends this script without the frames that are not the user's.
+    """Install a `sys.excepthook` that prints uncaught exceptions without the frames of quik_nb and torch.
 
-    Nothing changes in IPython, where something else shows errors already, and under `python -X dev`.
+    Does nothing in IPython, where another excepthook is installed already, and under `python -X dev`.
     """
     ipython = sys.modules.get("IPython")
     in_shell = ipython is not None and ipython.get_ipython() is not None
@@ -23,7 +23,7 @@ def show_errors_briefly() -> None:
 
 
 def brief(error: BaseException) -> str:
-    """The text of a traceback, with the user's lines only; causes are shown the same way.
+    """The traceback as text, with frames of the user's code only; causes are shortened the same way.
 
     >>> try:
     ...     int("x")
@@ -31,12 +31,14 @@ def brief(error: BaseException) -> str:
     ...     print(brief(error).splitlines()[-1])
     ValueError: invalid literal for int() with base 10: 'x'
     """
-    told: traceback.TracebackException | None = traceback.TracebackException.from_exception(error)
-    shown = told
-    while told is not None:
-        told.stack[:] = [frame for frame in told.stack if not frame.filename.startswith(FOLDED)]
-        told = told.__cause__ or (None if told.__suppress_context__ else told.__context__)
-    return "" if shown is None else "".join(shown.format())
+    whole = traceback.TracebackException.from_exception(error)
+    part: traceback.TracebackException | None = whole
+
+    while part is not None:
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(FOLDED)]
+        context = None if part.__suppress_context__ else part.__context__
+        part = part.__cause__ or context
+    return "".join(whole.format())
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,7 +1,7 @@
-"""The chainable face: a session is put together by steps, trained, and asked for what came of it.
+"""`QuikSession`: chainable methods that set up a training, run it, and give access to its results.
 
-Each method is a line or two: `recipe_builder` makes recipes from recipes, `training_runs` runs them, `storage` reads
-and writes, `analysis` and `export` answer what is asked afterwards.
+This is a facade; the work is done elsewhere: `recipe_builder` changes recipes, `training_runs` runs them, `storage`
+reads and writes files, `analysis` and `export` work on the trained model.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from quik_nb.analysis.range_test import range_test
 from quik_nb.analysis.report import Report, report
 from quik_nb.errors import CheckpointError, RecipeError, suggest
 from quik_nb.events import Annotation
-from quik_nb.export.script import as_code, write_script
+from quik_nb.export.script import Origin, as_code, write_script
 from quik_nb.launch.forkserver import warm_up
 from quik_nb.launch.placement import Machine, Request, place
 from quik_nb.recipe.cli_options import settings_from
@@ -56,13 +56,13 @@ from quik_nb.training.world import World
 
 
 class QuikSession:
-    """A training, put together step by step; the steps can come in any order, and a step done again replaces its part.
+    """A training, set up by chained methods in any order; calling a method again replaces what it set before.
 
     Args:
         settings: by name, such as `epochs=5`; all of them are listed below.
 
     Raises:
-        RecipeError: a setting does not exist or has a value that cannot be used.
+        RecipeError: a setting does not exist or has an invalid value.
 
     >>> from torch import nn
     >>> x, y = torch.randn(100, 3), torch.randn(100, 1)
@@ -84,21 +84,21 @@ class QuikSession:
         self._model_factory: ModelFactory | None = None
         self._runs = TrainingRuns()
         if Machine.detect().gpus > 1 or self.settings.processes not in ("auto", 1):
-            warm_up()  # workers are likely, and a server that is ready saves their first start two seconds
+            warm_up()  # workers are likely, and a running fork server makes their first start two seconds faster
 
     @classmethod
     def from_args(cls, args: Namespace, ignore: Iterable[str] = ()) -> Self:
-        """A session with the settings of a command line, as `quik_nb.add_learn_args(parser)` reads them.
+        """A session with the settings of a command line, whose options `quik_nb.add_learn_args(parser)` defines.
 
-        In a script, an error that nobody catches is shown without the frames of quik_nb and torch from here on.
+        From here on, uncaught exceptions of a script are printed without the frames of quik_nb and torch.
 
         Args:
-            args: of `parser.parse_args()`; names of older scripts (`gpus`, `bs`, `learning_rate`, ...) are understood,
-                and what is not a setting is left to its owner.
-            ignore: names of the script's own that look like a setting.
+            args: the result of `parser.parse_args()`. Option names of older scripts (`gpus`, `bs`, `learning_rate`,
+                ...) work too; options that are not settings are ignored.
+            ignore: the script's own options whose names resemble a setting.
 
         Raises:
-            RecipeError: a value cannot be used, or a name is almost one of a setting.
+            RecipeError: a value is invalid, or a name looks like a misspelt setting.
         """
         show_errors_briefly()
         return cls(**settings_from(args, ignore))
@@ -119,19 +119,22 @@ class QuikSession:
         target: str | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> Self:
-        """Set the samples to train on, and those to validate and test on.
+        """Set the data for training, and optionally for validation and testing.
 
         Args:
             train: a tuple of tensors or arrays (the last one is the target), a dict of tensors, a `TensorDataset`, a
-                `Dataset` or `IterableDataset`, a `DataLoader`, or a DataFrame with `target`. None takes the saved
-                tensors of the `data_date`, `data/train_tensor_20210101.pt` and so on.
-            valid: the same, or a share such as 0.2 or a number of samples, cut from `train` by the seed.
+                `Dataset` or `IterableDataset`, a `DataLoader`, or a DataFrame with `target`. None loads the saved
+                tensors of `data_date`: `data/train_tensor_20210101.pt` and so on.
+            valid: the same, or a fraction such as 0.2 or a number of samples to split off `train`, chosen by the seed.
             test: likewise.
-            target: the name of the target column of a DataFrame.
-            collate_fn: makes a batch of a list of samples, for datasets; a `DataLoader` has its own.
+            target: name of the target column of a DataFrame.
+            collate_fn: makes a batch from a list of samples, for datasets; a `DataLoader` has its own.
 
         Raises:
             RecipeError: the data cannot be used; the message says what to pass instead.
+
+        >>> x, y = torch.randn(100, 3), torch.randn(100, 1)
+        >>> session = QuikSession().add_data(train=(x, y), valid=0.2)
         """
         splits = {"train": train, "valid": valid, "test": test}
         return self._changed("add_data", lambda recipe: with_data(recipe, splits, target, collate_fn))
@@ -139,18 +142,18 @@ class QuikSession:
     def add_model(
         self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None
     ) -> Self:
-        """Set the model; a training that was under way with another model ends, and a new one starts.
+        """Set the model; with another model, history and progress start from scratch.
 
-        The same module again, as in a cell that is run again, changes nothing; `reset()` starts again with it.
+        Passing the same module again, as when its cell is re-run, changes nothing; `reset()` restarts its training.
 
         Args:
-            model: a module, which is trained in place, or a function or class that makes one (under the seed). One that
-                went through `torch.compile` is trained and saved under its own names, with `compile=True`.
-            state_dict: weights to start from, as a mapping or as the path of a file.
+            model: a module, which is trained in place, or a function or class that creates one (under the seed). A
+                module from `torch.compile` is trained with `compile=True`, and saved with its original names.
+            state_dict: initial weights, as a mapping or the path of a file.
 
         Raises:
-            RecipeError: `model` is neither.
-            CheckpointError: `state_dict` does not fit.
+            RecipeError: `model` is neither a module nor callable.
+            CheckpointError: `state_dict` does not match the model.
         """
         self._before_change("add_model")
         if (original := uncompiled(model)) is not model:
@@ -163,12 +166,15 @@ class QuikSession:
         return self._changed("add_model", lambda recipe: replace(recipe, model=module))
 
     def set_criterion(self, criterion: Any, **keywords: Any) -> Self:
-        """Set the loss.
+        """Set the loss function.
 
         Args:
-            criterion: a class, such as `nn.CrossEntropyLoss`; a function of (outputs, target) that gives the mean over
-                the samples; or an instance. With `reduction="sum"` the history shows the mean all the same.
+            criterion: a class such as `nn.CrossEntropyLoss`, an instance of one, or a function of (outputs, target)
+                that returns the mean over the samples. The history shows means, also with `reduction="sum"`.
             keywords: of the class or function.
+
+        Raises:
+            RecipeError: `criterion` is not callable, or keywords were passed with an instance.
         """
         return self._changed("set_criterion", lambda recipe: with_criterion(recipe, criterion, keywords))
 
@@ -181,18 +187,22 @@ class QuikSession:
         name: str | None = None,
         **keywords: Any,
     ) -> Self:
-        """Set the optimizer's class; it gets those of the session's lr, weight_decay, betas, eps that it takes.
+        """Set the optimizer class; the settings lr, weight_decay, betas and eps are passed to it if it accepts them.
 
-        Calls with different names stand side by side, each for its own parameters: the first has the column `lr`, the
-        others `lr_NAME`. The same name replaces; a call without a name replaces all.
+        Calls with different names add further optimizers, each for its own parameters; the history has the column `lr`
+        for the first and `lr_NAME` for the others. The same name replaces an optimizer; no name replaces all of them.
 
         Args:
-            optimizer: a class such as `torch.optim.AdamW`; or a function of the parameters, or of the model where its
-                first parameter is named `model`, that makes one.
-            groups: keywords for some of the parameters, by their names: `{"head": {"lr": 1e-3}, "*.bias": {...}}`.
-            params: which parameters it trains, by patterns as in `freeze`; None for those that no other takes.
-            name: of this optimizer beside others.
-            keywords: of its own; they win over the session's settings.
+            optimizer: a class such as `torch.optim.AdamW`; or a function that returns an optimizer, called with the
+                parameters, or with the model if its first parameter is named `model`.
+            groups: parameter groups, as keywords by parameter name: `{"head": {"lr": 1e-3}, "*.bias": {...}}`.
+            params: names of the parameters to train, as patterns like those of `freeze`; None for all that no other
+                optimizer trains.
+            name: of this optimizer, if there are several.
+            keywords: of the class; they take precedence over the settings.
+
+        Raises:
+            RecipeError: `optimizer` is not a class or function, or `groups` is not a mapping of mappings.
         """
         return self._changed(
             "set_optimizer", lambda recipe: with_optimizer(recipe, optimizer, groups, params, name, keywords)
@@ -206,13 +216,16 @@ class QuikSession:
         optimizer: str | None = None,
         **keywords: Any,
     ) -> Self:
-        """Set the learning-rate scheduler's class; totals that it needs and was not given are filled in.
+        """Set the learning-rate scheduler class; missing totals, such as `total_steps`, are filled in.
 
         Args:
-            scheduler: a class of `torch.optim.lr_scheduler`, or a function of (optimizer, ...); None for none.
-            per: "batch" or "epoch"; None for what the scheduler is meant for.
-            optimizer: the name of the optimizer whose rate it sets; None for one of each optimizer.
-            keywords: of its own.
+            scheduler: a class of `torch.optim.lr_scheduler`, or a function of (optimizer, ...); None for no scheduler.
+            per: step it per "batch" or per "epoch"; None for the usual choice for this class.
+            optimizer: the name of the optimizer whose learning rate it sets; None for one scheduler per optimizer.
+            keywords: of the class or function.
+
+        Raises:
+            RecipeError: `scheduler` is not a class or function, or `per` is not known.
         """
         return self._changed(
             "set_scheduler", lambda recipe: with_scheduler(recipe, scheduler, per, optimizer, keywords)
@@ -223,25 +236,31 @@ class QuikSession:
 
         Args:
             train: measure them on the training batches as well, in columns named `train_...`.
-            named: functions of (outputs, targets), which see the whole split at once, or torchmetrics metrics.
+            named: functions of (outputs, targets), called once with the whole split, or torchmetrics metrics.
+
+        Raises:
+            RecipeError: a metric is not callable, or its name is that of another column.
         """
         return self._changed("set_metrics", lambda recipe: with_metrics(recipe, train, named))
 
     def set_step(self, step: Callable[..., Any] | None, reduction: str | None = None) -> Self:
-        """Replace what is done with a batch.
+        """Set a custom forward step, which computes the loss of a batch.
 
         Args:
-            step: `step(model, criterion, batch)` that returns the loss, (loss, outputs) where there are metrics, (loss,
+            step: `step(model, criterion, batch)` that returns the loss, (loss, outputs) if there are metrics, (loss,
                 outputs, target), or a `quik_nb.StepOutput`; None for the default: `*inputs, target = batch` for tuples,
                 `model(**batch).loss` for dicts. It may have parameters `split` ("train", "valid", "test", "data"),
-                `epoch`, `step` (0 where a split begins) and `world`.
-            reduction: "sum" where the loss adds up over the samples, "mean" where it is divided by them; None to find
-                out at the first batch.
+                `epoch`, `step` (0 at the beginning of a split) and `world`.
+            reduction: "sum" if the loss is summed over the samples of the batch, "mean" if it is averaged; None to
+                find out at the first batch.
+
+        Raises:
+            RecipeError: `step` is not callable, or `reduction` is not known.
         """
         return self._changed("set_step", lambda recipe: with_step(recipe, step, reduction))
 
     def _changed(self, what: str, change: Callable[[Recipe], Recipe]) -> Self:
-        """The session after a step, unless a run is under way."""
+        """Apply a change to the recipe, unless a run is active."""
         self._before_change(what)
         self._recipe = change(self._recipe)
         return self
@@ -253,8 +272,8 @@ class QuikSession:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in setting_names():
             raise RecipeError(
-                f"session.{name} = {value!r} would change nothing: use session.train({name}={value!r}) for one call, "
-                f"or QuikSession({name}={value!r}) for all of them."
+                f"session.{name} = {value!r} would have no effect: use session.train({name}={value!r}) for one call, "
+                f"or QuikSession({name}={value!r}) for all calls."
             )
         super().__setattr__(name, value)
 
@@ -267,20 +286,24 @@ class QuikSession:
         background: bool = False,
         **changes: Any,
     ) -> Run:
-        """Train; a second call goes on where the last one ended.
+        """Train; further calls continue where the last one ended.
 
         Args:
-            epochs: passes over the training split; None for the session's.
-            processes: ranks of DistributedDataParallel; None for the session's.
-            background: return at once and train on in workers, with buttons in the view. Where cells are run without a
-                front end (nbclient, papermill) the cell waits, so that no run is lost.
+            epochs: number of epochs; None for the session's setting.
+            processes: number of DistributedDataParallel ranks; None for the session's setting.
+            background: return immediately and train in workers, with buttons in the view. In a notebook that is run
+                without a front end (nbclient, papermill) the cell waits until the run has ended.
             changes: settings for this call only, such as `lr=3e-4`.
 
+        Returns:
+            The handle of the run.
+
         Raises:
-            RecipeError: something is missing or does not fit; all of it is in the message.
-            PlacementError: the machine does not have what was asked for.
+            RecipeError: something is missing or invalid; the message lists all of it.
+            PlacementError: the machine does not have the requested devices or cores.
+            WorkerError: a worker process failed, was killed, or hangs.
             DivergenceError: the loss became NaN or infinite.
-            KeyboardInterrupt: the kernel was interrupted; rows, weights and state are kept.
+            KeyboardInterrupt: the kernel was interrupted; rows, weights and state are saved.
         """
         __tracebackhide__ = True
         self._before_change("train")
@@ -294,18 +317,21 @@ class QuikSession:
         background: bool = False,
         **changes: Any,
     ) -> Run:
-        """Run a loop of your own on every rank, with the pieces of this session and its view, files and stops.
+        """Run a custom training loop on every rank, with the same view, files, Stop button and resuming as `train()`.
 
         Args:
             loop: `loop(session)`, called with a `quik_nb.Loop`: `iter_epochs()`, `loader("train")`, `autocast()`,
                 `backward(loss)`, `metrics.add_loss(loss)`, `validate()`, `end_epoch()`, `model`, `criterion`, `world`.
-            epochs: that `iter_epochs()` goes through; None for the session's.
-            processes: ranks of DistributedDataParallel; None for the session's.
+            epochs: number of epochs of `iter_epochs()`; None for the session's setting.
+            processes: number of DistributedDataParallel ranks; None for the session's setting.
             background: as in `train`.
             changes: settings for this call only.
 
+        Returns:
+            The handle of the run.
+
         Raises:
-            RecipeError: something is missing or does not fit; all of it is in the message.
+            RecipeError: something is missing or invalid; the message lists all of it.
         """
         __tracebackhide__ = True
         self._before_change("traverse")
@@ -313,51 +339,56 @@ class QuikSession:
         return self._runs.start(self._recipe, Call(given, background, checked_loop(loop)))
 
     def on(self, event: str, function: Callable[[Any], None]) -> Self:
-        """Have a function called with each event of a kind; raising `StopTraining` in it ends the run.
+        """Register a callback; raising `StopTraining` in it stops the run.
 
-        A cell that is run again replaces its function; `off` removes some or all of them.
+        Re-running a cell replaces its callback; `off` removes callbacks.
 
         Args:
-            event: "run_start", "step_end" (some a second, not each step), "epoch_end" or "run_end".
-            function: gets the plain record, such as `EpochEnd(row=Row(epoch=3, train_loss=...), best=True)`.
+            event: "run_start", "step_end" (at most about ten per second, not every step), "epoch_end" or "run_end".
+            function: called with the event record, such as `EpochEnd(row=Row(epoch=3, train_loss=...), best=True)`.
+
+        Raises:
+            RecipeError: `event` does not exist or `function` is not callable.
+
+        >>> session = QuikSession().on("epoch_end", lambda event: print(event.row.valid_loss))
         """
         self._runs.listeners.add(event, function)
         return self
 
     def off(self, event: str | None = None) -> Self:
-        """Have no function called any more.
+        """Remove callbacks.
 
         Args:
-            event: with events of this kind; None for all kinds.
+            event: those of this event; None for all callbacks.
         """
         self._runs.listeners.remove(event)
         return self
 
     def reset(self) -> Self:
-        """Start again: the weights before the first epoch, an empty history, a new run folder. Files stay."""
+        """Restart from scratch: initial weights, empty history, a new run folder. Saved files are not deleted."""
         self._before_change("reset")
         initial = self._runs.state.initial_weights
         if initial is not None and self._model_factory is not None:
             model = call_factory(self._model_factory, self.settings.seed)
             self._recipe = replace(self._recipe, model=model)
         if initial is not None:
-            # a factory alone does not give them where weights were loaded; layers may have been changed by hand since
-            load_into(self.model, initial, "What the model was before its first epoch")
+            # also after a factory, which does not apply a loaded state_dict; this raises if layers were replaced since
+            load_into(self.model, initial, "The state_dict from before the first epoch")
         self._runs.state = TrainingState()
         return self
 
-    # ------------------------------------------------------------------ how it stands
+    # ------------------------------------------------------------------ status
 
     @property
     def world(self) -> World:
-        """This process among the ranks, outside of loops too: rank 0 of 1, as a session starts its own workers."""
+        """This process as rank 0 of 1; in a loop, `Loop.world` has the actual rank and world size."""
         return World(device=self._device)
 
     @property
     def model(self) -> nn.Module:
-        """The model with the weights of the history's last row: a plain module, also while workers train on."""
+        """The model, a plain module, with the weights of the last row, also during a run in workers."""
         if self._recipe.model is None:
-            raise RecipeError("There is no model yet: .add_model(Net()).")
+            raise RecipeError("There is no model yet: use .add_model(Net()).")
         self._runs.load_latest(self._recipe.model)
         return self._recipe.model
 
@@ -368,7 +399,7 @@ class QuikSession:
 
     @property
     def annotations(self) -> list[Annotation]:
-        """What was done to the training on its way, such as `lr 0.0003`: the marks of the curve, by epoch."""
+        """Changes made during the training, such as `lr 0.0003`, by epoch: the marks on the curve."""
         return list(self._runs.history.annotations)
 
     @property
@@ -383,19 +414,19 @@ class QuikSession:
 
     @property
     def runs(self) -> Any:
-        """A DataFrame of what was tried: a line for each call of train(), with the settings changed since the last."""
+        """A DataFrame with one line per call of train(), including the settings changed since the previous call."""
         return self._runs.log.table()
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the training's history and checkpoint, or None where nothing was saved yet."""
+        """The run folder, with history and checkpoint; None if nothing was saved yet."""
         return self._runs.folder
 
     def show(self) -> None:
-        """Draw the live view again, with the whole history; it follows a run that is under way."""
+        """Draw the live view again, with the whole history; it follows the active run."""
         self._runs.show(self.settings.view, self.settings.name)
 
-    # ------------------------------------------------------------------ what came of it
+    # ------------------------------------------------------------------ results
 
     def plot(self, log: bool = False) -> Any:
         """The loss curve as a matplotlib Figure.
@@ -408,7 +439,7 @@ class QuikSession:
         return figure(self._runs.history, log=log)
 
     def compare(self, log: bool = False) -> Any:
-        """The curves of all runs in one matplotlib Figure, named by what was changed.
+        """The loss curves of all runs in one matplotlib Figure, labelled with the settings that were changed.
 
         Args:
             log: draw the loss on a logarithmic scale.
@@ -418,11 +449,14 @@ class QuikSession:
         return overlay(self._runs.log.histories(), log=log)
 
     def predict(self, data: Any) -> Any:
-        """The model's outputs for all samples, in order, on the CPU.
+        """The model's outputs for all samples, concatenated in the order of the data, on the CPU.
 
         Args:
-            data: anything that `add_data` takes, with or without a target, or the name of a split: "test". The order
-                is that of the data; for a `DataLoader` with a sampler, that of the sampler.
+            data: anything that `add_data` accepts, with or without a target, or the name of a split: "test". A
+                `DataLoader` with a sampler gives outputs in the sampler's order.
+
+        Raises:
+            RecipeError: there is no model, or no split of that name.
         """
         return predict(self._checked("predict", "model"), self._source(data), self._device)
 
@@ -430,20 +464,23 @@ class QuikSession:
         """The loss and the metrics of a split: `{"loss": ..., "accuracy": ...}`.
 
         Args:
-            split: "train", "valid" or "test", or data of its own.
+            split: "train", "valid" or "test", or any data that `add_data` accepts.
+
+        Raises:
+            RecipeError: there is no model, no criterion, or no split of that name.
         """
         recipe, name = self._checked("evaluate", "model", "criterion"), name_of(split)
         return evaluate(recipe, self._source(split), self._device, name)
 
     def report(self, label_names: Iterable[Any] | None = None, split: Any = "valid") -> Report:
-        """How good the model is on a split, in detail: `.table`, `.confusion`, `.figure()`.
+        """A detailed evaluation of the model on a split: `.table`, `.confusion`, `.figure()`.
 
-        For classes: precision, recall, F1 and a confusion matrix; for a criterion that compares numbers: MAE, RMSE and
-        R2 of each output. Counted by scikit-learn.
+        Classification: precision, recall, F1 and a confusion matrix. Regression: MAE, RMSE and R2 of each output.
+        Computed by scikit-learn.
 
         Args:
-            label_names: of the classes or outputs, in order; None for their numbers.
-            split: "train", "valid" or "test", or data of its own, with targets.
+            label_names: names of the classes or outputs, in order; None to number them.
+            split: "train", "valid" or "test", or any data that `add_data` accepts, with targets.
 
         Raises:
             QuikError: scikit-learn is not installed.
@@ -459,34 +496,34 @@ class QuikSession:
         return report(recipe, self._source(split), self._device, names, name_of(split))
 
     def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> RateTest:
-        """Look for a learning rate: train a few steps with rates that grow until the loss blows up.
+        """Find a learning rate: train a few steps with an increasing learning rate until the loss diverges.
 
-        Model, optimizer, history and random numbers are afterwards as they were. The test is Leslie Smith's
-        (arXiv:1506.01186); it starts from the model's present weights, with a fresh optimizer, in this process.
+        This is Leslie Smith's learning-rate range test (arXiv:1506.01186). It starts from the current weights with a
+        fresh optimizer, in this process. Model, history and random number generators are restored afterwards.
 
         Args:
             start: the first learning rate.
-            end: the last one.
-            steps: optimizer steps from the one to the other, over as many epochs as that takes.
+            end: the last learning rate.
+            steps: optimizer steps from `start` to `end`, over as many epochs as needed.
 
         Returns:
-            `.suggestion`, `.frame` (lr, loss, smoothed) and `.figure()`.
+            The result, with `.suggestion`, `.frame` (columns lr, loss, smoothed) and `.figure()`.
 
         Raises:
-            RecipeError: something is missing or does not fit.
+            RecipeError: something is missing or invalid.
         """
         self._before_change("lr_find")
         recipe = self._checked("lr_find", "train", "model", "criterion", "optimizer")
         check(recipe)
         if not 0 < start < end or steps < 1:
             raise RecipeError(
-                f"lr_find(start={start!r}, end={end!r}, steps={steps!r}): the rate grows from start to end in steps, "
-                f"so pass numbers such as lr_find(start=1e-6, end=1.0, steps=100)."
+                f"lr_find(start={start!r}, end={end!r}, steps={steps!r}): the learning rate must grow from start to "
+                f"end in at least one step: use numbers such as lr_find(start=1e-6, end=1.0, steps=100)."
             )
         return RateTest(range_test(recipe, self._device, start, end, steps))
 
     def _checked(self, what: str, *parts: str) -> Recipe:
-        """The recipe, with the weights of the last row, if these parts are set."""
+        """The recipe with the weights of the last row; raises a RecipeError if one of these parts is missing."""
         calls = [call for part, call in self._recipe.missing_steps().items() if part in parts]
         if calls:
             raise RecipeError(f"{what} needs more; missing: " + ", ".join(f".{call}" for call in calls))
@@ -498,40 +535,47 @@ class QuikSession:
         return torch.device(place(Request(1, self.settings.device), Machine.detect()).devices[0])
 
     def _source(self, data: Any) -> Source:
-        """A split by its name, or data of its own."""
+        """The source of a split, or of any data that `add_data` accepts."""
         if isinstance(data, str):
             if data not in SPLITS:
                 raise RecipeError(f"There is no split {data!r}: {suggest(data, SPLITS)}")
             source: Source | None = getattr(self._recipe, data)
             if source is None:
                 given = ", ".join(f"{split}=..." for split in dict.fromkeys(("train", data)))
-                raise RecipeError(f"There is no split {data!r} yet: add_data({given}) sets one.")
+                raise RecipeError(f"There is no split {data!r} yet: use add_data({given}).")
             return source
         return as_source(data, "data", like=self._recipe.train, labelled=False)
 
     def as_code(self, folder: str | Path | None = None) -> str:
-        """The equal plain PyTorch script: what `train()` does from the first epoch on, without quik_nb.
+        """The training as a plain PyTorch script, which gives the same losses without quik_nb.
 
-        Classes and functions from cells are quoted. What has no text, such as a dataset, is marked with `...`, and the
-        script says at its top what to fill in.
+        Classes and functions from notebook cells are included. Objects without source code, such as datasets, are left
+        as `...`, and a comment at the top of the script lists what to fill in.
 
         Args:
-            folder: an empty or new folder in which to write the script, `train.py`, and what it loads; None for none.
+            folder: an empty or new folder to write the script, `train.py`, and its data to; None to write no files.
 
         Raises:
-            RecipeError: something is missing or does not fit; all of it is in the message.
+            RecipeError: something is missing or invalid; the message lists all of it.
             CheckpointError: the folder has such files already.
         """
         recipe = self._checked("as_code", "train", "model", "criterion", "optimizer")
         check(recipe)
-        factory, initial = self._model_factory, self._runs.state.initial_weights
+        initial = self._runs.state.initial_weights
         if initial is None:
             initial = self.model.state_dict()
-        fresh = None if factory is None else call_factory(factory, self.settings.seed).state_dict()
-        seeded = fresh is not None and all(torch.equal(fresh[key].cpu(), initial[key].cpu()) for key in initial)
+
+        # a factory that gives the initial weights under the seed saves the script from loading them
+        factory, seeded = self._model_factory, False
+        if factory is not None:
+            fresh = call_factory(factory, self.settings.seed).state_dict()
+            seeded = all(torch.equal(fresh[key].cpu(), initial[key].cpu()) for key in initial)
+
+        # the dated file may be that of another session
         file = files_of(self._recipe).weights("orig")
-        at_hand = folder is not None or not file.exists() or same(read_weights(file), initial)
-        text = as_code(recipe, factory, seeded, beside=folder is not None, at_hand=at_hand)
+        weights_match = folder is not None or not file.exists() or same(read_weights(file), initial)
+
+        text = as_code(recipe, Origin(factory, seeded, beside=folder is not None, weights_match=weights_match))
         if folder is not None:
             write_script(text, recipe, initial, Path(folder))
         return text
@@ -539,11 +583,14 @@ class QuikSession:
     # ------------------------------------------------------------------ files
 
     def load_epoch(self, epoch: int) -> Self:
-        """Load the weights that were saved after an epoch of this session's training.
+        """Load the weights that were saved at the end of an epoch of this session's training.
+
+        Args:
+            epoch: counts from 0; `saved_epochs` lists those available.
 
         Raises:
-            CheckpointError: they were not saved, were overwritten by another training, or do not fit the model, which
-                is then left as it was.
+            CheckpointError: the weights were not saved, were overwritten by another training, or do not match the
+                model, which is then unchanged.
         """
         self._before_change("load_epoch")
         path = weights_file(self._runs.state, epoch, files_of(self._recipe))
@@ -552,7 +599,7 @@ class QuikSession:
         return self
 
     def load_best(self) -> Self:
-        """Load the weights of the epoch with the lowest valid_loss (train_loss where there is no validation split).
+        """Load the weights of the epoch with the lowest valid_loss (train_loss if there is no validation split).
 
         Raises:
             CheckpointError: as `load_epoch`, or nothing was trained yet.
@@ -561,21 +608,22 @@ class QuikSession:
         best = history.best
         if best is None:
             why = "no epoch has a loss that can be compared" if history.rows else "nothing was trained"
-            raise CheckpointError(f"There is no best epoch yet, as {why}: session.train() first.")
+            raise CheckpointError(f"There is no best epoch yet, since {why}: use session.train() first.")
         return self.load_epoch(best.epoch)
 
     @classmethod
     def resume(cls, folder: str | Path | None = None, base_dir: str | Path = ".") -> Self:
-        """Pick up a run folder, also in a new kernel: recipe, weights, optimizer, random numbers and history.
+        """Restore a session from a run folder, for example in a new kernel; `train()` then continues it.
 
-        A run folder holds the model's code, so read only folders that you trust.
+        Recipe, weights, optimizer, random number generators and history are restored. A run folder contains pickled
+        code, such as the model's class: read only folders that you trust.
 
         Args:
-            folder: such as `data/run_20210101_120000`; None for the latest in `base_dir`.
-            base_dir: where data/ lies.
+            folder: such as `data/run_20210101_120000`; None for the latest one in `base_dir`.
+            base_dir: the folder that contains data/.
 
         Raises:
-            CheckpointError: the folder has no checkpoint that can be gone on from.
+            CheckpointError: the folder has no checkpoint, or it cannot be read.
         """
         where = latest_folder(Path(base_dir)) if folder is None else Path(folder)
         saved = read_run(where)
@@ -587,15 +635,18 @@ class QuikSession:
         return session
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole session into one file: model, data, settings, history and how far it has come.
+        """Save the whole session to one file: model, data, settings, history and training state.
 
-        `QuikSession.load(path)` reads it, and `python -m quik_nb train path` trains it. Reading runs the code in it.
+        `QuikSession.load(path)` loads it, and `python -m quik_nb train path` trains it.
 
         Args:
-            path: such as "session.pt"; a file that is there is replaced in one go.
+            path: such as "session.pt"; an existing file is replaced atomically.
+
+        Returns:
+            The path of the file.
 
         Raises:
-            CheckpointError: a part cannot be written, such as an open file in a dataset; the message names it.
+            CheckpointError: a part cannot be pickled, such as an open file in a dataset; the message names it.
         """
         self._before_change("save")
         write_session(self._recipe, self._runs.state, self._model_factory, Path(path))
@@ -603,22 +654,28 @@ class QuikSession:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """A session as `save` wrote it, which goes on where that one stood, into a new run folder.
+        """Load a session that `save` wrote; `train()` then continues it, in a new run folder.
 
-        The file holds code, such as the model's class, and reading runs it: read only files that you trust.
+        The file contains pickled code, such as the model's class: load only files that you trust.
+
+        Args:
+            path: of the file.
 
         Raises:
-            CheckpointError: there is no such file, it is damaged, or it holds something else.
+            CheckpointError: the file does not exist, is damaged, or is not a session.
         """
         session = cls()
         session._recipe, session._runs.state, session._model_factory = read_session(Path(path))
         return session
 
     def export(self, path: str | Path) -> Path:
-        """Write the model's weights as safetensors: tensors by name and no code, for other tools.
+        """Export the model's weights as safetensors, a format without code that many tools read.
 
         Args:
-            path: such as "model.safetensors"; `add_model(model, state_dict=path)` takes it, too.
+            path: such as "model.safetensors"; `add_model(model, state_dict=path)` loads it, too.
+
+        Returns:
+            The path of the file.
 
         Raises:
             QuikError: the package safetensors is not installed.
@@ -626,7 +683,7 @@ class QuikSession:
         export(self.model, Path(path))
         return Path(path)
 
-    # ------------------------------------------------------------------ how it shows
+    # ------------------------------------------------------------------ display
 
     def __repr__(self) -> str:
         return summary_text(self._recipe, self._runs.history, self._runs.state.loaded_epoch)
@@ -639,7 +696,7 @@ class QuikSession:
 
 
 def name_of(data: Any) -> str:
-    """The name of a split, or "data" for data of its own."""
+    """The name of a split, or "data" for any other data."""
     return data if isinstance(data, str) else "data"
 
 

@@ -1,4 +1,4 @@
-"""A session in words: what is set, what is missing, how large it is. Text for a terminal, a table for a notebook."""
+"""The repr of a session: what is set, what is missing, its sizes. Text for a terminal, a table for a notebook."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ def summary_text(recipe: Recipe, history: History, loaded_epoch: int | None = No
     Args:
         recipe: what is set.
         history: of its training.
-        loaded_epoch: the epoch whose weights were loaded back, if any were.
+        loaded_epoch: the epoch whose weights `load_epoch` loaded; None for those of the last row.
     """
     lines = list(_lines(recipe, history, loaded_epoch))
     width = max(len(name) for name, _ in lines)
@@ -30,8 +30,8 @@ def summary_text(recipe: Recipe, history: History, loaded_epoch: int | None = No
 
 
 def summary_html(recipe: Recipe, history: History, loaded_epoch: int | None = None) -> str:
-    """The session as a table, as `summary_text` has it; everything of the user's is escaped."""
-    left = 'align="left" style="text-align:left"'  # the one for GitHub, the other for JupyterLab
+    """The content of `summary_text` as an HTML table, with all values escaped."""
+    left = 'align="left" style="text-align:left"'  # GitHub needs the attribute, JupyterLab the style
     rows = "".join(
         f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(value)}</td></tr>"
         for name, value in _lines(recipe, history, loaded_epoch)
@@ -41,6 +41,7 @@ def summary_html(recipe: Recipe, history: History, loaded_epoch: int | None = No
 
 def _lines(recipe: Recipe, history: History, loaded_epoch: int | None) -> Iterator[tuple[str, str]]:
     settings = recipe.settings
+
     for split in ("train", "valid", "test"):
         source = getattr(recipe, split)
         if source is not None:
@@ -74,13 +75,13 @@ def _steps(train: Source, batch_size: int) -> str:
     count = train.steps(batch_size)
     shown = "unknown" if count is None else f"{count:,}"
     if getattr(train, "batch_sampler", None):
-        return f"{shown} per epoch as its sampler draws them"
+        return f"{shown} per epoch, from the batch sampler"
     size = getattr(train, "batch_size", None) or batch_size
     return f"{shown} per epoch of {size:,} samples"
 
 
 def _settings(settings: Settings) -> str:
-    """Those that matter to everyone, and all that were set; what other lines show already is left out."""
+    """The settings of general interest, and all that were changed; those that other lines show are left out."""
 
     def is_shown(name: str) -> bool:
         setting = SETTINGS[name]
@@ -92,7 +93,7 @@ def _settings(settings: Settings) -> str:
 
 def _model(model: nn.Module, freeze: str | None) -> str:
     if any(map(is_lazy, model.parameters())):
-        return f"{type(model).__name__}, with sizes not known yet"
+        return f"{type(model).__name__}, with lazy parameters of unknown size"
 
     total = sum(p.numel() for p in model.parameters())
     named = model.named_parameters()
@@ -105,7 +106,7 @@ def _scheduler(recipe: Recipe, spec: Scheduler) -> str:
     steps = None if recipe.train is None else recipe.train.steps(recipe.settings.batch_size)
     try:
         filled = spec.totals(recipe.settings.epochs, steps)
-    except QuikError:  # the stream's length is not known; train() says what to do
+    except QuikError:  # the length of the stream is unknown; train() raises with a fix
         filled = {}
 
     text = f"{spec!r}, stepped per {'batch' if spec.per_batch else 'epoch'}"

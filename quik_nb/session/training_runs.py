@@ -1,8 +1,11 @@
-"""The runs of a session: started one after the other, each from the state that the one before left.
+"""Starts the runs of a session, one after the other, each from the state in which the previous one ended.
 
-A call of `train()` is checked and placed, its starting state is computed, its folder is opened, and it is launched. The
-session's state changes when the run's first row has come home, and not before: a run that fails earlier leaves no trace
-but its line in the log.
+A call of `train()` is validated and placed, its initial state is computed, its run folder is opened, and it is
+launched. The session's state changes when the first row of the run arrives: a run that fails before that leaves only
+its entry in the log.
+
+What is not here: how a run passes on events (`run.py`), and how its initial state is computed
+(`training/carry_over.py`).
 """
 
 import atexit
@@ -37,18 +40,18 @@ from quik_nb.training.progress import Snapshot
 from quik_nb.views.choose import choose, runs_headless
 
 EXIT_SECONDS = 3.0
-"""How long a kernel that ends waits for a background run to stop and keep its state."""
+"""How long an exiting kernel waits for background runs to stop and save their state."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one call of train() or traverse() asks for."""
+    """The arguments of one call of train() or traverse()."""
 
     given: Mapping[str, Any]
     """settings for this call, by name"""
     background: bool = False
     loop: Callable[[Any], Any] = fit
-    """called on each rank: that of train(), or the one that traverse() was given"""
+    """the loop to run on each rank: `fit` for train(), a custom one for traverse()"""
 
     def __post_init__(self) -> None:
         if not isinstance(self.background, bool):
@@ -56,18 +59,21 @@ class Call:
 
 
 def checked_loop(loop: Any) -> Callable[[Any], Any]:
-    """The loop that traverse() was given.
+    """The loop that was passed to traverse().
 
     Raises:
-        RecipeError: it cannot be called.
+        RecipeError: it is not callable.
     """
     if not callable(loop):
-        raise RecipeError(f"traverse: {loop!r} is no function of a loop: use session.traverse(loop).")
+        raise RecipeError(
+            f"traverse: {loop!r} is not callable, so it cannot be run on each rank: "
+            f"pass a function, session.traverse(loop)."
+        )
     return loop  # type: ignore[no-any-return]
 
 
 class TrainingRuns:
-    """The state of a session's training, the runs that led to it, and the one under way."""
+    """The state of a session's training, the log of its runs, and the active run."""
 
     def __init__(self) -> None:
         self.state = TrainingState()
@@ -75,35 +81,40 @@ class TrainingRuns:
         self.listeners = Listeners()
         self.latest: Run | None = None
         self._row_of_model: Row | None = None
-        """while a run trains elsewhere: the row whose weights the model has"""
+        """the row whose weights the model has, during a run in workers"""
         self._active_folder: Path | None = None
-        """of the run under way, which becomes that of the state with the first row"""
+        """of the active run; its first row makes it the folder of the state"""
 
     def start(self, recipe: Recipe, call: Call) -> Run:
-        """Start a run, and see it through unless it is one in the background.
+        """Start a run; in the foreground, returns when it has ended.
 
         Args:
             recipe: of the session.
-            call: what is asked for.
+            call: the arguments of train() or traverse().
+
+        Raises:
+            RecipeError: the recipe is incomplete or invalid.
+            PlacementError: the machine does not have the requested devices.
         """
         __tracebackhide__ = True
-        asked = for_call(recipe, call.given)
-        check(asked, own_loop=call.loop is not fit)
-        settings = asked.settings
+        requested = for_call(recipe, call.given)
+        check(requested, own_loop=call.loop is not fit)
+        settings = requested.settings
         request = Request(settings.processes, settings.device, settings.start_method, call.background)
         placement = place(request, Machine.detect())
 
-        # a schedule spans the session's own epochs, also where this call trains fewer of them
-        plan = replace(asked, settings=replace(settings, epochs=recipe.settings.epochs))
-        begun = continue_from(self.state, plan, lr=None if call.given.get("lr") is None else settings.lr)
-        job = Job(plan, begun.progress.epoch + settings.epochs, str(placement), begun.progress, call.loop)
+        # a schedule spans the session's epochs, even if this call trains fewer
+        plan = replace(requested, settings=replace(settings, epochs=recipe.settings.epochs))
+        initial = continue_from(self.state, plan, lr=None if call.given.get("lr") is None else settings.lr)
+        job = Job(plan, initial.progress.epoch + settings.epochs, str(placement), initial.progress, call.loop)
 
         interrupts = Interrupts()
-        with interrupts.heard():
+        with interrupts.handled():
             in_background = call.background and not runs_headless()
-            run = self._launch(job, placement, begun, interrupts if in_background else None)
-            self.log.add(asked, begun.progress.epoch, run)
+            run = self._launch(job, placement, initial, interrupts if in_background else None)
+            self.log.add(requested, initial.progress.epoch, run)
             self.latest = run
+
             if in_background:
                 _BACKGROUND.add(run)
                 run.background()
@@ -111,85 +122,86 @@ class TrainingRuns:
                 run.foreground(interrupts)
         return run
 
-    def _launch(self, job: Job, placement: Placement, begun: TrainingState, interrupts: Interrupts | None) -> Run:
-        """Open the folder, launch, and show the run; whatever fails on the way, all of it is undone.
+    def _launch(self, job: Job, placement: Placement, initial: TrainingState, interrupts: Interrupts | None) -> Run:
+        """Open the run folder, launch, and show the run; if any of it fails, all of it is undone.
 
         Args:
             job: what to train.
             placement: where.
-            begun: the state that it starts from.
-            interrupts: those that a run in the background obeys as long as it has not begun; None in the foreground.
+            initial: the state to start from.
+            interrupts: for a background run, those that arrive before it has started; None in the foreground.
         """
         settings = job.recipe.settings
         with ExitStack() as undo:
             folder, checkpointer = None, None
             if settings.save:
-                folder, begun = _open_folder(begun)
+                folder, initial = _open_folder(initial)
                 undo.callback(folder.discard)
-                checkpointer = folder.checkpointer(begun, self.state.trained_by)
+                checkpointer = folder.checkpointer(initial, self.state.trained_by)
 
             running = undo.enter_context(launch(job, placement, checkpointer))
-            assert job.recipe.model is not None  # which has been checked
-            coming = ComingState(self, begun, folder, job.recipe.model)
-            run = Run(running, coming.history, coming.settle, coming.listen)
+            pending = PendingState(self, initial, folder, job.model)
+            run = Run(running, pending.history, pending.settle, pending.listen)
+
             controls = None if interrupts is None else run
-            view, _ = choose(settings.view, coming.history, controls, settings.name, str(begun.folder or ""))
+            view, _ = choose(settings.view, pending.history, controls, settings.name, str(initial.folder or ""))
             run.attach(view)
             if LAUNCHERS[placement.launcher].creates_processes:
                 self._tell_shared_objects(job, run)
+
             if interrupts is not None and interrupts.count:
-                raise KeyboardInterrupt("the training was not begun")
+                raise KeyboardInterrupt("the training was not started")
             undo.pop_all()
-        self._active_folder = begun.folder
+        self._active_folder = initial.folder
         return run
 
     def _tell_shared_objects(self, job: Job, run: Run) -> None:
-        """Tell of what callbacks in this process and a step in workers both reach for, and do not share."""
+        """Warn about objects used by both callbacks in this process and a step in workers, which have copies."""
         step = objects_of(job.recipe.step, job.loop if job.has_own_loop else None)
         for name in shared(step, objects_of(*self.listeners.functions)):
             run.tell(
                 Notice(
                     f"shared with a callback: {name}",
-                    f"{name} is read by the step and by a callback. The step trains in workers, each with a copy of "
-                    f"{name}, so what the callback changes is not seen there. Take epoch as a parameter of the step "
-                    f"to know where it stands, return StepOutput(loss, values={{...}}) to bring numbers back, or train "
-                    f"with processes=1.",
+                    f"{name} is used by the step and by a callback. The step runs in workers, each with a copy of "
+                    f"{name}, so it does not see what the callback changes. Add a parameter epoch to the step "
+                    f"if it needs the epoch, return StepOutput(loss, values={{...}}) to send numbers back, or use "
+                    f"processes=1.",
                 )
             )
 
-    # ------------------------------------------------------------------ the run under way
+    # ------------------------------------------------------------------ the active run
 
     @property
     def history(self) -> History:
-        """Rows, annotations and live losses, those of a run that is under way among them."""
+        """Rows, annotations and live losses, including those of the active run."""
         if self.latest is not None and self.latest.is_active:
             return self.latest.record
         return self.state.history
 
     @property
     def folder(self) -> Path | None:
-        """The run folder, also that of a run under way which has no row yet."""
+        """The run folder; that of the active run even before its first row."""
         if self.latest is not None and self.latest.is_active:
             return self._active_folder
         return self.state.folder
 
     def refuse_while_active(self, what: str) -> None:
-        """Raise where a run is under way that a change would disturb.
+        """Refuse to change a session while one of its runs is active.
 
         Args:
-            what: the method that would change something.
+            what: the name of the method that would change it.
 
         Raises:
-            RecipeError: a run is under way.
+            RecipeError: a run is active.
         """
         if self.latest is not None and self.latest.is_active:
             raise RecipeError(
-                f"{what}: a run of this session is {self.latest.state}, and this would mix two trainings: "
-                f"wait for it with session.run.wait(), or end it with session.run.stop(). session.show() draws it."
+                f"{what}: a run of this session is {self.latest.state}, and a change now would mix two trainings: "
+                f"use session.run.wait() or session.run.stop() first; session.show() draws the run."
             )
 
     def report_failure(self) -> None:
-        """Say once that a background run failed, to someone who may not have looked at its cell."""
+        """Warn once that a background run failed, since the user may not have looked at its cell."""
         run = self.latest
         if run is None or run.failure_reported or run.state != "failed" or run.error is None:
             return
@@ -198,7 +210,7 @@ class TrainingRuns:
         warnings.warn(f"The background run failed, and its rows are kept: {error} (session.run.error)", stacklevel=4)
 
     def load_latest(self, model: nn.Module) -> None:
-        """Load the weights of the last row of a run that trains elsewhere; without a new row, nothing is read."""
+        """Load the weights of the active run's last row into the model; does nothing without a new row."""
         run = self.latest
         if run is None or not run.is_active or not run.record.rows:
             return
@@ -211,11 +223,11 @@ class TrainingRuns:
         self._row_of_model = row
 
     def show(self, view: str | bool, title: str) -> None:
-        """Draw the live view again; it follows a run that is under way.
+        """Draw the live view again; it follows the active run.
 
         Args:
             view: as the setting.
-            title: over the curve.
+            title: above the curve.
         """
         run = self.latest if self.latest is not None and self.latest.is_active else None
         controls = run if run is not None and run.in_background else None
@@ -226,46 +238,47 @@ class TrainingRuns:
             run.attach(drawn)
 
 
-class ComingState:
-    """The state that a run leads to, which becomes that of the session when the first row has come home.
+class PendingState:
+    """The state of a run that becomes the session's state with its first row.
 
     Args:
         runs: of the session.
-        begun: the state that the run starts from.
-        folder: that it writes into; None where nothing is saved.
-        model: of the user, which gets the weights of the last row.
+        initial: the state that the run starts from.
+        folder: the run folder; None if nothing is saved.
+        model: the user's model, which receives the weights of the last row.
     """
 
-    def __init__(self, runs: TrainingRuns, begun: TrainingState, folder: RunFolder | None, model: nn.Module) -> None:
-        self.history = begun.history.copy()
+    def __init__(self, runs: TrainingRuns, initial: TrainingState, folder: RunFolder | None, model: nn.Module) -> None:
+        self.history = initial.history.copy()
         self._runs = runs
         self._before = runs.state
-        self._begun = begun
+        self._initial = initial
         self._folder = folder
         self._model = model
         self._has_row = False
 
     def listen(self, event: Event) -> None:
-        """Take in an event that was recorded, and call the user's functions."""
+        """Handle an event that was recorded: the first row commits the state; then callbacks are called."""
         if isinstance(event, EpochEnd) and not self._has_row:
             self._has_row = True
-            self._runs.state = replace(self._begun, history=self.history.copy())
+            self._runs.state = replace(self._initial, history=self.history.copy())
         self._runs.listeners.call(event)
 
     def settle(self, outcome: Snapshot | None) -> None:
-        """Take over the state of the last row, however the run ended; without a row, nothing has happened.
+        """Commit the state of the last row, however the run ended; without a row, restore the state before the run.
 
         Args:
-            outcome: the weights and the progress; None where no row was finished.
+            outcome: weights and progress at the last row; None if no row was finished.
 
         Raises:
-            CheckpointError: there were rows, and their state is gone.
+            CheckpointError: there were rows, but their state is lost.
         """
         if outcome is not None:
             outcome.load_into(self._model)
+
         if outcome is not None and outcome.row is not None:
             self._add_unreported(outcome.row)
-            self._runs.state = replace(self._begun, history=self.history.copy(), progress=outcome.progress)
+            self._runs.state = replace(self._initial, history=self.history.copy(), progress=outcome.progress)
             self._close_folder(discard=False)
         else:
             self._runs.state = self._before
@@ -274,12 +287,12 @@ class ComingState:
 
         if outcome is None and self._has_row:
             raise CheckpointError(
-                "The checkpoint of this run is gone, as after its folder was deleted while it trained, so the session "
-                "is as it was before the run: train again, and leave the run folder in place."
+                "The checkpoint of this run is gone, probably because its folder was deleted during the training, so "
+                "the session is back in its state before the run: train again, and leave the run folder in place."
             )
 
     def _add_unreported(self, row: Row) -> None:
-        """Add the last row where a worker that was killed saved it and did not report it."""
+        """Add the last row if a worker saved it and was killed before it could report it."""
         last = self.history.rows[-1] if self.history.rows else None
         if last is None or (last.epoch, last.fraction) < (row.epoch, row.fraction):
             self.history.add(row)
@@ -294,7 +307,7 @@ class ComingState:
 
 
 def _open_folder(state: TrainingState) -> tuple[RunFolder, TrainingState]:
-    """The folder that a run writes into, and its state with that folder in it."""
+    """The folder that a run writes to, and its initial state with that folder."""
     assert state.trained_by is not None  # the recipe of the run
     settings = state.trained_by.settings
     files = Files(Path(settings.base_dir).absolute(), settings.date)
@@ -306,12 +319,12 @@ def _open_folder(state: TrainingState) -> tuple[RunFolder, TrainingState]:
 
 
 _BACKGROUND: "weakref.WeakSet[Run]" = weakref.WeakSet()
-"""Runs that a kernel which ends must end with it."""
+"""Background runs that must be stopped when the kernel exits."""
 
 
 @atexit.register
 def _end_background_runs() -> None:
-    """Stop what still runs and give it a moment to keep its state, so that its folder can be resumed."""
+    """Stop active background runs and let them save their state, so that their folders can be resumed."""
     active = [run for run in _BACKGROUND if run.is_active]
     for run in active:
         run.stop()

@@ -47,7 +47,7 @@ def test_workers_and_the_notebook(caplog: pytest.LogCaptureFixture) -> None:
     assert ["noting"] * 4 == [record.name for record in caplog.records]
     assert [] == seen
     texts = [str(warning.message).split(".")[0] for warning in told]
-    assert ["seen is read by the step and by a callback", "seen was changed in a worker"] == [
+    assert ["seen is used by the step and by a callback", "seen was changed in a worker"] == [
         text.split(", which")[0] for text in texts
     ]
     assert 3 == session.model.forwards.item()  # type: ignore[union-attr,operator]

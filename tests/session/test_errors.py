@@ -55,14 +55,23 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "value": (lambda s: s.train(precision="fp61"), "precision='fp61' is not known; did you mean 'fp16'"),
     "device": (lambda s: s.train(device="cuda:77"), "device='cuda:77' was asked for, and this machine has"),
     "split of a step": (lambda s: s.set_scheduler(lr_scheduler.StepLR, per="bach"), "per='bach'"),
-    "model": (lambda s: s.add_model("Net"), "takes a module such as Net"),
-    "maker": (lambda s: s.add_model(lambda: 5), "gave a int, not a module|gave an int, not a module"),
-    "optimizer made": (lambda s: s.set_optimizer(optim.SGD(network().parameters())), r"use set_optimizer\(SGD, ...\)"),
-    "criterion made": (lambda s: s.set_criterion(nn.MSELoss(), reduction="sum"), "is made already, so reduction"),
+    "model": (lambda s: s.add_model("Net"), "cannot be trained: pass a module such as Net"),
+    "factory of no module": (
+        lambda s: s.add_model(lambda: 5),
+        "returned a int, which cannot be trained: return an nn.Module",
+    ),
+    "optimizer instance": (
+        lambda s: s.set_optimizer(optim.SGD(network().parameters())),
+        r"use set_optimizer\(SGD, ...\)",
+    ),
+    "keywords of an instance": (
+        lambda s: s.set_criterion(nn.MSELoss(), reduction="sum"),
+        "is an instance already, so reduction",
+    ),
     "criterion": (lambda s: s.set_criterion("mse"), "takes a class and its keywords, and got str 'mse'"),
-    "metric": (lambda s: s.set_metrics(accuracy=0.9), "accuracy=0.9 is no function"),
+    "metric": (lambda s: s.set_metrics(accuracy=0.9), "accuracy=0.9 is neither a function"),
     "metric class": (lambda s: s.set_metrics(error=nn.MSELoss), "instance such as"),
-    "step": (lambda s: s.set_step("step"), "takes a function"),
+    "step": (lambda s: s.set_step("step"), "pass a function step"),
     "setting by another name": (lambda s: QuikSession(learning_rate=0.1), "'learning_rate': use lr=0.1"),
     "setting that is a keyword": (lambda s: QuikSession(momentum=0.9), r"set_optimizer\(optim.SGD, momentum=0.9\)"),
     "switch": (lambda s: s.train(save="yes"), "save='yes' must be True or False"),
@@ -74,17 +83,20 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "many processes": (lambda s: s.train(processes=1000), "processes=1000 .* this machine has"),
     "rate of a schedule": (
         lambda s: s.set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1).train(lr=1e-3),
-        r"OneCycleLR sets the rate itself: use set_scheduler\(OneCycleLR, max_lr=0.001\)",
+        r"OneCycleLR sets the learning rate itself: use set_scheduler\(OneCycleLR, max_lr=0.001\)",
     ),
     "setting by hand": (lambda s: setattr(s, "epochs", 3), r"use session.train\(epochs=3\) for one call"),
     "column": (lambda s: s.set_metrics(valid_loss=lambda o, t: 0.0), "'valid_loss' is a column of every history"),
-    "switch of metrics": (lambda s: s.set_metrics(train=lambda o, t: 0.0), "is the switch that measures"),
-    "groups": (lambda s: s.set_optimizer(optim.SGD, groups=["0"]), r"groups=\['0'\] are not keywords by the names"),
-    "group": (lambda s: s.set_optimizer(optim.SGD, groups={"0": 0.1}), "are not keywords by the names"),
+    "switch of metrics": (
+        lambda s: s.set_metrics(train=lambda o, t: 0.0),
+        "it turns on metrics for the training batches",
+    ),
+    "groups": (lambda s: s.set_optimizer(optim.SGD, groups=["0"]), r"groups=\['0'\] does not map parameter names"),
+    "group": (lambda s: s.set_optimizer(optim.SGD, groups={"0": 0.1}), "does not map parameter names"),
     "event": (lambda s: s.on("epoch_ends", print), "no event 'epoch_ends': did you mean 'epoch_end'"),
-    "listener": (lambda s: s.on("epoch_end", "print"), "'print' is no function"),
+    "listener": (lambda s: s.on("epoch_end", "print"), "'print' is not callable"),
     "split": (lambda s: s.predict("vaild"), "no split 'vaild': did you mean 'valid'"),
-    "loop": (lambda s: s.traverse(3), r"3 is no function of a loop: use session.traverse\(loop\)"),
+    "loop": (lambda s: s.traverse(3), r"3 is not callable, .*: pass a function, session.traverse\(loop\)"),
     "names of a report": (lambda s: s.report("test"), r"not 'test': use report\(split=...\)"),
     "columns of one name": (
         lambda s: s.add_data(train=pd.DataFrame([[1.0, 2.0, 3.0]], columns=["a", "a", "b"]), target="b"),
@@ -224,7 +236,7 @@ def test_a_session_is_shown_whatever_is_wrong_with_it() -> None:
     """Lazy layers and missing steps are no reason not to draw the session."""
     text = repr(quiet().add_model(nn.LazyLinear(1)))
 
-    assert "LazyLinear, with sizes not known yet" in text
+    assert "LazyLinear, with lazy parameters of unknown size" in text
     assert "missing" in text
 
 

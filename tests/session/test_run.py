@@ -90,7 +90,7 @@ def test_a_view_that_fails_is_no_reason_to_lose_a_training(monkeypatch: pytest.M
     unseen, session, view = regression(epochs=3), regression(epochs=3), Breaking(kind)
     unseen.train()
     monkeypatch.setattr("quik_nb.session.training_runs.choose", lambda *args: (view, "for the test"))
-    with pytest.warns(UserWarning, match="goes on without its picture.*iopub is gone") as warned:
+    with pytest.warns(UserWarning, match="live view failed .*iopub is gone.*continues without it") as warned:
         run = session.train()
 
     assert ("finished", 1) == (run.state, len(warned))

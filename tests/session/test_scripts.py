@@ -37,7 +37,7 @@ def test_the_form_of_older_scripts_is_answered_with_the_new_one() -> None:
 
 def test_what_is_no_function_is_told() -> None:
     """What cannot be called is told before anything else."""
-    with pytest.raises(RecipeError, match="traverse calls a function of a session, and got 3"):
+    with pytest.raises(RecipeError, match=r"traverse calls train\(session\), and 3 is not callable"):
         quik_nb.traverse(3, Namespace())  # type: ignore[arg-type]
 
 
