@@ -8,6 +8,7 @@ parts in place of the ones here. What is not here: several processes, resuming, 
 import math
 import random
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
 EPOCHS = 3
-BATCH_SIZE = 16  # samples per optimizer step
+BATCH_SIZE = 16  # samples; an optimizer step takes one batch, or several that join
 VALID_BATCH_SIZE = 16  # samples per forward pass of validation
 SEED = 42  # of the order of samples, dropout and first weights
 PRECISION = "fp32"
 COMPILE = False
 
 ACCUMULATE = 2  # micro-batches per optimizer step
+JOINED = False  # whether these are batches of a loader of one's own, rather than parts of a batch
 CLIP_VALUE: float | None = None  # largest absolute value of a gradient's element
 CLIP_NORM: float | None = 0.5  # largest norm of all gradients together
 EMA: float | None = 0.9  # decay per step of the averaged weights, which are validated and saved
@@ -116,6 +118,12 @@ def to_device(data: Any) -> Any:
         case tuple() | list():
             return [to_device(value) for value in data]
     return data.to(device) if hasattr(data, "to") else data
+
+
+def joined(batches: Iterator[Any]) -> Iterator[list[Any]]:
+    """Batches of a loader in steps of several: their gradients add up to those of one larger batch."""
+    while parts := list(islice(batches, ACCUMULATE)):
+        yield parts
 
 
 def micro_batches(batch: Any) -> Iterator[Any]:
@@ -257,10 +265,16 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
             batches = from_stream(train, BATCH_SIZE, **TRAIN_LOADER)
         else:
             batches = from_dataset(train, BATCH_SIZE, seed if SHUFFLE else None, **TRAIN_LOADER)
+        if JOINED:
+            batches = joined(batches)
         for batch in batches:
             if ACCUMULATE > 1 and REDUCTION != "sum":
-                whole = count(criterion, batch) if WEIGHTED else count_samples(batch)
-            for part in micro_batches(batch):
+                if JOINED:
+                    whole = sum(count(criterion, part) if WEIGHTED else count_samples(part) for part in batch)
+                else:
+                    whole = count(criterion, batch) if WEIGHTED else count_samples(batch)
+            pieces = batch if JOINED else micro_batches(batch)
+            for part in pieces:
                 with autocast:
                     loss, _ = compute(net, criterion, part)
                 samples = count(criterion, part) if WEIGHTED else count_samples(part)

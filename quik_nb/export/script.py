@@ -146,11 +146,17 @@ class Script:
         if not settings.compile:
             self._substitute("net", "model")
         if settings.accumulate == 1:
+            self.parts["pieces"] = None
             self._substitute("part", "batch")
 
     def _data(self) -> None:
         self.facts |= {"valid": None, "IterableDataset": IterableDataset}
         self.parts["valid"] = None
+        if self.recipe.settings.accumulate > 1:
+            self.facts["JOINED"] = getattr(self.recipe.train, "joins", False)
+            self._substitute("pieces", "batch" if self.facts["JOINED"] else "micro_batches(batch)")
+        else:
+            self.facts["JOINED"] = False
         self.facts["SHUFFLE"] = getattr(self.recipe.train, "shuffle", False) is not False
         for split, source in self.sources.items():
             what = describe_source(source)
@@ -294,7 +300,7 @@ class Script:
         schedule, epochs = self.recipe.scheduler, self.recipe.settings.epochs
         self.facts["SCHEDULE"] = self.parts["scheduler"] = None
         if schedule is not None:
-            steps = train.steps(self.recipe.settings.batch_size)
+            steps = self.recipe.steps_per_epoch()
             totals = schedule.totals(epochs, steps)
             words = ["optimizer", *self._keywords({**totals, **schedule.keywords})]
             note = f"  # {epochs} epochs of {steps} steps" if totals and schedule.per_batch else ""

@@ -53,8 +53,8 @@ class Tensors:
         """Bytes of one sample."""
         return max(1, sum(t[:1].numel() * t.element_size() for t in self.tensors))
 
-    def steps(self, batch_size: int) -> int:
-        """Optimizer steps in an epoch."""
+    def steps(self, batch_size: int, accumulate: int = 1, world_size: int = 1) -> int:
+        """Optimizer steps in an epoch: `accumulate` cuts them into micro-batches, and changes no number of them."""
         return -(-len(self) // batch_size)
 
     def pack(self, values: Sequence[Tensor]) -> "tuple[Tensor, ...] | dict[str, Tensor]":
@@ -90,12 +90,25 @@ class Samples:
             return self.dataset[next(iter(self.batch_sampler))[0]]
         return self.dataset[0 if self.sampler is None else next(iter(self.sampler))]
 
-    def steps(self, batch_size: int) -> int | None:
-        """Optimizer steps in an epoch, where no batch size came with it; None where a sampler does not know."""
+    @property
+    def joins(self) -> bool:
+        """Whether batches of its own loader join into a step, rather than that the setting `batch_size` cuts it."""
+        return self.batch_size is not None or self.batch_sampler is not None
+
+    def steps(self, batch_size: int, accumulate: int = 1, world_size: int = 1) -> int | None:
+        """Optimizer steps in an epoch; None where a sampler does not know.
+
+        Args:
+            batch_size: samples of a step, where no loader came with it.
+            accumulate: batches of the loader that came with it which join into a step.
+            world_size: ranks, which change nothing here.
+        """
+        joined = accumulate if self.joins else 1
         with suppress(TypeError):
             if self.batch_sampler is not None:
-                return len(self.batch_sampler)
-            return _batches(len(self if self.sampler is None else self.sampler), self.batch_size or batch_size, self)
+                return -(-len(self.batch_sampler) // joined)
+            samples = len(self if self.sampler is None else self.sampler)
+            return -(-_batches(samples, self.batch_size or batch_size, self) // joined)
         return None
 
 
@@ -112,15 +125,31 @@ class Stream:
     drop_last: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     own_loader: bool = False
+    sharded: bool | None = None
+    """whether it yields each rank's own share, rather than all samples to each; None to see by the first batches"""
 
     def __len__(self) -> int:
         """Samples (batches where they come ready), if the dataset knows; raises TypeError where it does not."""
         return len(self.dataset if self.sampler is None else self.sampler)
 
-    def steps(self, batch_size: int) -> int | None:
-        """Optimizer steps in an epoch, where no batch size came with it; None where the stream does not know."""
+    @property
+    def joins(self) -> bool:
+        """Whether batches of its own loader join into a step, rather than that the setting `batch_size` cuts it."""
+        return self.batch_size is not None or self.ready
+
+    def steps(self, batch_size: int, accumulate: int = 1, world_size: int = 1) -> int | None:
+        """Optimizer steps in an epoch; None where the stream does not know.
+
+        Args:
+            batch_size: samples of a step, where no loader came with it.
+            accumulate: batches of the loader that came with it which join into a step.
+            world_size: ranks, each of which has at least one of the batches that come ready.
+        """
         with suppress(TypeError):
-            return len(self) if self.ready else _batches(len(self), self.batch_size or batch_size, self)
+            if self.ready:
+                return -(-len(self) // max(accumulate, world_size))
+            batches = _batches(len(self), self.batch_size or batch_size, self)
+            return -(-batches // (accumulate if self.joins else 1))
         return None
 
 
@@ -324,42 +353,52 @@ def alike(one: Source, other: Source) -> bool:
     )
 
 
-def as_sources(
-    train: Any,
-    valid: Any,
-    test: Any,
-    target: str | None,
-    seed: int,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-) -> dict[str, Source]:
+@dataclass(frozen=True)
+class DataOptions:
+    """How the samples of `add_data` are read."""
+
+    target: str | None = None
+    """the target column of a DataFrame"""
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    """makes a batch of a list of samples, for splits that are datasets"""
+    sharded: bool | None = None
+    """whether streams yield each rank's own share; None to see by their first batches"""
+
+
+def as_sources(splits: Mapping[str, Any], options: DataOptions, seed: int) -> dict[str, Source]:
     """The sources of all splits by name; shares such as `valid=0.2` are cut from the training split by the seed.
 
     Args:
-        train: as `add_data` takes it.
-        valid: likewise, or a share.
-        test: likewise.
-        target: the target column of a DataFrame.
+        splits: "train", "valid" and "test" as `add_data` takes them, or a share.
+        options: how they are read.
         seed: of the shares.
-        collate_fn: makes a batch of a list of samples, for splits that are datasets.
 
     Raises:
         RecipeError: the data cannot be used as it is; the message says what to pass instead.
     """
-    whole = as_source(train, "train", target)
-    if collate_fn is not None:
-        whole = _with_collate_fn(whole, "train", collate_fn)
-
+    whole = _read_by(options, as_source(splits["train"], "train", options.target), "train")
     sources = {"train": whole}
-    for name, data in (("valid", valid), ("test", test)):
-        data = plain(data)
+    for name in ("valid", "test"):
+        data = plain(splits[name])
         if isinstance(data, int | float) and not isinstance(data, bool):
             seed_here = seed + (name == "test")
             sources["train"], sources[name] = split_off(sources["train"], data, seed_here, name, of=whole)
         elif data is not None:
-            sources[name] = as_source(data, name, target if hasattr(data, "iloc") else None, like=sources["train"])
-            if collate_fn is not None:
-                sources[name] = _with_collate_fn(sources[name], name, collate_fn)
+            target = options.target if hasattr(data, "iloc") else None
+            sources[name] = _read_by(options, as_source(data, name, target, like=sources["train"]), name)
+
+    if options.sharded is not None and not any(isinstance(source, Stream) for source in sources.values()):
+        raise RecipeError(
+            f"sharded={options.sharded} says of a stream whether it yields each rank's own share, and none of the data "
+            f"is a stream: leave it out."
+        )
     return sources
+
+
+def _read_by(options: DataOptions, source: Source, split: str) -> Source:
+    if options.collate_fn is not None:
+        source = _with_collate_fn(source, split, options.collate_fn)
+    return replace(source, sharded=options.sharded) if isinstance(source, Stream) else source
 
 
 def _with_collate_fn(source: Source, split: str, collate_fn: Callable[[list[Any]], Any]) -> Source:

@@ -225,6 +225,15 @@ class Recipe(ByValue):
         keywords = self.criterion.keywords if isinstance(self.criterion, Spec) else {}
         return str(keywords.get("reduction", getattr(self.criterion, "reduction", "mean")))
 
+    def steps_per_epoch(self, world_size: int = 1) -> int | None:
+        """Optimizer steps in an epoch of the training split; None where it is not there, or does not know its length.
+
+        Args:
+            world_size: ranks, each of which has at least one of the batches that come ready.
+        """
+        settings = self.settings
+        return None if self.train is None else self.train.steps(settings.batch_size, settings.accumulate, world_size)
+
     @property
     def loss_from_model(self) -> bool:
         """Whether the loss can come without a criterion: dict batches, or a step of the user's own."""

@@ -92,7 +92,7 @@ class Settings:
     )
     batch_size: int = _setting(
         64,
-        "samples per optimizer step over all ranks",
+        "samples per optimizer step over all ranks; a DataLoader of one's own has its own",
         COUNT,
         changes_batches=True,
         in_summary="on another line",
@@ -132,7 +132,9 @@ class Settings:
     device: str | None = _setting(None, "cpu, cuda, cuda:1, mps; None for the best there is", DEVICE, "where")
     clip_norm: float | None = _setting(None, "largest norm of all gradients together", ABOVE_ZERO)
     clip_value: float | None = _setting(None, "largest absolute value of a gradient's element", ABOVE_ZERO)
-    accumulate: int = _setting(1, "micro-batches per optimizer step: the same numbers with less memory", COUNT)
+    accumulate: int = _setting(
+        1, "micro-batches per optimizer step: parts of batch_size, or so many batches of a DataLoader", COUNT
+    )
     num_workers: int = _setting(
         0,
         "processes that load the samples of a dataset; a DataLoader of one's own keeps its own",

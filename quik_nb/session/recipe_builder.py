@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.data import SPLITS, as_sources
+from quik_nb.recipe.data import SPLITS, DataOptions, as_sources
 from quik_nb.recipe.recipe import Optimizer, Recipe, Scheduler, Spec
 from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS
 from quik_nb.storage.files import Files, load_into, read, read_weights
@@ -32,17 +32,12 @@ def files_of(recipe: Recipe) -> Files:
 # ---------------------------------------------------------------------- data
 
 
-def with_data(
-    recipe: Recipe,
-    splits: Mapping[str, Any],
-    target: str | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-) -> Recipe:
+def with_data(recipe: Recipe, splits: Mapping[str, Any], options: DataOptions) -> Recipe:
     """The recipe with new data; without training data, the saved tensors of `data_date` are loaded."""
     given = dict(splits)
     if given["train"] is None:
         given = _saved_tensors(files_of(recipe)) | {split: data for split, data in given.items() if data is not None}
-    sources = as_sources(**given, target=target, seed=recipe.settings.seed, collate_fn=collate_fn)
+    sources = as_sources(given, options, recipe.settings.seed)
     return replace(recipe, **{split: sources.get(split) for split in SPLITS})  # type: ignore[arg-type]
 
 

@@ -23,7 +23,7 @@ from quik_nb.export.script import Origin, as_code, write_script
 from quik_nb.launch.forkserver import warm_up
 from quik_nb.launch.placement import Machine, Request, place
 from quik_nb.recipe.cli_options import settings_from
-from quik_nb.recipe.data import SPLITS, Source, as_source
+from quik_nb.recipe.data import SPLITS, DataOptions, Source, as_source
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.settings import Settings, setting_names, settings_doc
@@ -118,6 +118,7 @@ class QuikSession:
         *,
         target: str | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        sharded: bool | None = None,
     ) -> Self:
         """Set the data for training, and optionally for validation and testing.
 
@@ -129,6 +130,7 @@ class QuikSession:
             test: likewise.
             target: name of the target column of a DataFrame.
             collate_fn: makes a batch from a list of samples, for datasets; a `DataLoader` has its own.
+            sharded: whether a stream yields each process's own share by itself; None to see by its first batches.
 
         Raises:
             RecipeError: the data cannot be used; the message says what to pass instead.
@@ -137,7 +139,8 @@ class QuikSession:
         >>> session = QuikSession().add_data(train=(x, y), valid=0.2)
         """
         splits = {"train": train, "valid": valid, "test": test}
-        return self._changed("add_data", lambda recipe: with_data(recipe, splits, target, collate_fn))
+        options = DataOptions(target, collate_fn, sharded)
+        return self._changed("add_data", lambda recipe: with_data(recipe, splits, options))
 
     def add_model(
         self, model: nn.Module | Callable[[], nn.Module], state_dict: Mapping[str, Any] | str | Path | None = None

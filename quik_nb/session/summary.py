@@ -48,7 +48,7 @@ def _lines(recipe: Recipe, history: History, loaded_epoch: int | None) -> Iterat
             yield split, describe_source(source)
 
     if recipe.train is not None:
-        yield "steps", _steps(recipe.train, settings.batch_size)
+        yield "steps", _steps(recipe, recipe.train)
 
     if recipe.model is not None:
         yield "model", _model(recipe.model, settings.freeze)
@@ -71,13 +71,18 @@ def _lines(recipe: Recipe, history: History, loaded_epoch: int | None) -> Iterat
         yield "missing", f".{call}"
 
 
-def _steps(train: Source, batch_size: int) -> str:
-    count = train.steps(batch_size)
+def _steps(recipe: Recipe, train: Source) -> str:
+    count, parts = recipe.steps_per_epoch(), recipe.settings.accumulate
     shown = "unknown" if count is None else f"{count:,}"
+    if getattr(train, "ready", False):
+        return f"{shown} per epoch of {parts:,} batches that come ready" if parts > 1 else f"{shown} per epoch"
+    in_parts = f", each in {parts:,} parts" if parts > 1 else ""
     if getattr(train, "batch_sampler", None):
-        return f"{shown} per epoch, from the batch sampler"
-    size = getattr(train, "batch_size", None) or batch_size
-    return f"{shown} per epoch of {size:,} samples"
+        return f"{shown} per epoch, from the batch sampler{in_parts}"
+
+    size = getattr(train, "batch_size", None)
+    samples = recipe.settings.batch_size if size is None else size * parts
+    return f"{shown} per epoch of {samples:,} samples{in_parts}"
 
 
 def _settings(settings: Settings) -> str:
@@ -103,7 +108,7 @@ def _model(model: nn.Module, freeze: str | None) -> str:
 
 
 def _scheduler(recipe: Recipe, spec: Scheduler) -> str:
-    steps = None if recipe.train is None else recipe.train.steps(recipe.settings.batch_size)
+    steps = recipe.steps_per_epoch()
     try:
         filled = spec.totals(recipe.settings.epochs, steps)
     except QuikError:  # the length of the stream is unknown; train() raises with a fix

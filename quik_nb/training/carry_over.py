@@ -59,6 +59,7 @@ def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None)
     | scheduler                                 | schedule                                    |                  |
     | lr, after run.set_lr() set another        | schedule                                    |                  |
     | data, batch_size or seed                  | unfinished epoch, and a schedule by batches |                  |
+    | accumulate, beside a DataLoader           | unfinished epoch, and a schedule by batches |                  |
     | weights of an earlier epoch were loaded   | unfinished epoch, and a schedule by batches | "from epoch N"   |
 
     A schedule by batches starts again only where there was an unfinished epoch to discard after `load_epoch`, and after
@@ -142,7 +143,8 @@ def _on_other_batches(name: str, each: OptimizerProgress, recipe: Recipe) -> Opt
 def _same_batches(old: Recipe, new: Recipe) -> bool:
     if old.train is None or new.train is None:
         return False
-    return old.settings.same_batches(new.settings) and alike(old.train, new.train)
+    joined = [recipe.settings.accumulate if getattr(recipe.train, "joins", False) else 1 for recipe in (old, new)]
+    return old.settings.same_batches(new.settings) and joined[0] == joined[1] and alike(old.train, new.train)
 
 
 def base_rate(progress: Progress) -> float | None:

@@ -1,6 +1,6 @@
 """A pass over a split without training: its exact loss and metrics over all ranks, or the outputs in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,12 +9,13 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from quik_nb.errors import RecipeError
+from quik_nb.events import Tell
 from quik_nb.recipe.data import Samples, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training import rng, torch_switches
 from quik_nb.training.data.batch import Batch, Batches, to_device
 from quik_nb.training.data.batches import eval_batches
-from quik_nb.training.data.loaders import StreamBatches
+from quik_nb.training.data.streams import StreamBatches
 from quik_nb.training.forward import ForwardStep, StepContext, criterion_on, describe, main_output, split_batch
 from quik_nb.training.metrics import MetricSet, ValueMeans, detached, exact, join
 from quik_nb.training.precision import Autocast
@@ -102,13 +103,14 @@ class Validation:
         recipe: with the split, if there is one.
         step: batch to loss and outputs.
         world: this rank among the others.
+        tell: tells the user something once.
     """
 
-    def __init__(self, recipe: Recipe, step: ForwardStep, world: World) -> None:
+    def __init__(self, recipe: Recipe, step: ForwardStep, world: World, tell: Tell) -> None:
         self.recipe = recipe
         self.step = step
         self.world = world
-        self.batches = None if recipe.valid is None else eval_batches(recipe.valid, recipe.settings, world)
+        self.batches = None if recipe.valid is None else eval_batches(recipe.valid, recipe, world, tell)
         """None where there is no such split"""
 
     def start(self, model: nn.Module, autocast: Autocast, epoch: int) -> Evaluation:
@@ -122,7 +124,7 @@ def evaluate(recipe: Recipe, source: Source, device: torch.device, split: str = 
     """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
     with _evaluation(recipe, device) as evaluation:
         evaluation.context = evaluation.context._replace(split=split)
-        for _ in evaluation.over(eval_batches(source, recipe.settings, evaluation.world)):
+        for _ in evaluation.over(eval_batches(source, recipe, evaluation.world)):
             pass
         loss = evaluation.loss()
         assert loss is not None  # nothing cuts it
@@ -142,7 +144,7 @@ def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
     """The outputs for all samples of a source in order, on the CPU; a target in the batches is left aside."""
     width, parts = batch_width(recipe.train), []
     with _on(recipe, device) as (model, world, autocast), evaluating(model):
-        for batch in eval_batches(source, recipe.settings, world).epoch(recipe.settings.seed, 0):
+        for batch in eval_batches(source, recipe, world).epoch(recipe.settings.seed, 0):
             inputs = model_inputs(batch.data, width)
             with autocast, note_predict_inputs(inputs):
                 outputs = main_output(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
@@ -190,7 +192,7 @@ def batch_width(source: Source | None) -> int | None:
 
 def model_inputs(batch: Any, width: int | None) -> Any:
     """What the model takes of a batch: a tuple or dict without the target, if there is one."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return split_batch(batch)[0]
     if isinstance(batch, tuple | list):
         has_target = len(batch) > 1 if width is None else len(batch) == width

@@ -130,7 +130,7 @@ class Loop:
         self._boundary = boundary
         self._saves = saves
         self._emit = emit
-        self._train = train_batches(recipe, world)
+        self._train = train_batches(recipe, world, self._notify)
         self._position = Position(job.progress.epoch, job.progress.step, rng_states=job.progress.rng_states)
         self._record = EpochRecord(recipe, world, boundary.clock, job.progress)
         self._monitor = Monitor(recipe.settings, job.progress)
@@ -246,7 +246,7 @@ class Loop:
         source = getattr(self._job.recipe, split, None) if split in SPLITS else None
         if source is None:
             raise RecipeError(f"loader({split!r}): there is no such split; add_data({split}=...) sets one.")
-        return eval_batches(source, self.settings, self.world).epoch(self.settings.seed, 0)
+        return eval_batches(source, self._job.recipe, self.world, self._notify).epoch(self.settings.seed, 0)
 
     def autocast(self) -> Autocast:
         """The context of a forward pass; nothing where `precision` is fp32."""
@@ -393,6 +393,9 @@ class Loop:
         if due.checkpoint and self._position.step:
             self._checkpoint_within()
 
+    def _notify(self, cause: str, text: str) -> None:
+        self._emit(Notice(cause, text))
+
     def _annotate(self, label: str) -> None:
         annotation = Annotation(self._position.epoch + self._fraction(), label)
         self._saves.annotations.append(annotation)
@@ -485,7 +488,7 @@ class Loop:
             is_whole = self._record.first_step == 0  # else all steps may have been made in an earlier call
             found += [notice for notice in self.watch.end_epoch() if is_whole]
         for cause, text in found:
-            self._emit(Notice(cause, text))
+            self._notify(cause, text)
 
     def _values(self) -> dict[str, float]:
         """Columns of the further numbers that a step or loop of the user's own gave (all ranks participate)."""

@@ -99,7 +99,7 @@ def loop_of(
             given_back.callback(compile_in_place(model, tell))
 
         boundary = StepBoundary(recipe.settings, world, commands or LocalCommands(), clock)
-        validation = Validation(recipe, valid_step, world)
+        validation = Validation(recipe, valid_step, world, tell)
         loop = Loop(job, engine, validation, boundary, Saves(world, checkpoint), emit)
         if job.has_own_loop:
             loop.watch = given_back.enter_context(StepWatch(model, engine.updater.known_optimizers))

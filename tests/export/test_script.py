@@ -386,6 +386,19 @@ def test_a_dataset_of_dicts_with_a_criterion(tmp_path: Path) -> None:
     assert losses(session) == pytest.approx(found, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", [Counting, Stream])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_batches_of_a_loader_that_join(kind: Any, drop_last: bool, tmp_path: Path) -> None:
+    """With accumulate beside a DataLoader the script joins its batches, too, and its schedule counts such steps."""
+    train, valid = (DataLoader(kind(n), batch_size=6, drop_last=drop_last) for n in (40, 20))
+    session = regression(epochs=2, base_dir=tmp_path, data_date="20210101", accumulate=3)
+    session.add_data(train=train, valid=valid).set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=12)
+    code, found = filled(session, tmp_path, train=kind(40), valid=kind(20))
+
+    assert losses(session) == pytest.approx(found, abs=1e-12)
+    assert "micro_batches" not in code
+
+
 BATCH_SIZE = 7
 
 

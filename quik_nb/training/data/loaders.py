@@ -1,28 +1,33 @@
-"""Samples that are fetched: map-style datasets through a `DataLoader`, and streams.
+"""Map-style datasets: the global order is dealt out by index to a `DataLoader` on each rank.
 
-Covered: loaders with samplers of their own, ready batches, streams of unknown and of uneven length.
-Not covered: streams whose ranks read different data by themselves (they are dealt out again, so each rank reads all).
+Covered: samplers, batch samplers and collate functions of the user's own, loading workers. What is not here: datasets
+that are read in order (`streams.py`), tensors in memory (`in_memory.py`).
 """
 
 import ctypes
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.data import Samples, Stream
-from quik_nb.training.data.batch import Batch, Shard, batch_length, cut_batch, shard_batch, to_device
+from quik_nb.recipe.data import Samples
+from quik_nb.training.data.batch import Batch, Shard, shard_batch, shard_batches, to_device
+from quik_nb.training.data.set_epoch import following, set_epoch, shared_number, show_own_dataset
 from quik_nb.training.rng import epoch_seed, preserved, seed_all
 from quik_nb.training.world import World
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that a process gets when its parent dies."""
+
+UNEQUAL = ("stack expects each tensor to be equal size", "should be of equal size", "not resizable")
+"""What torch says where samples of one batch differ in shape."""
 
 
 class IndexListSampler:
@@ -36,28 +41,38 @@ class IndexListSampler:
 
 
 class SampleBatches:
-    """Batches of a map-style dataset: the global order is dealt out as index lists to a `DataLoader`."""
+    """Batches of a map-style dataset.
+
+    Args:
+        source: the dataset, and the order and sizes of batches where a loader came with it.
+        batch_size: samples of a step where it did not.
+        world: this rank among the others.
+        shuffle: whether each epoch has an order of its own, where the source does not say.
+        micro_batches: into which a step of `batch_size` is cut; or batches of the source's own loader that join.
+    """
 
     def __init__(self, source: Samples, batch_size: int, world: World, shuffle: bool, micro_batches: int = 1) -> None:
-        self.source, self.world, self.micro_batches = source, world, micro_batches
+        self.source = source
         self.batch_size = source.batch_size or batch_size
+        self.world = world
         self.shuffle = shuffle if source.shuffle is None else source.shuffle
-        self.dealt = IndexListSampler()
-        self.loader = _loader(source.dataset, source.options, batch_sampler=self.dealt)
-
-    @property
-    def steps(self) -> int | None:
-        return self.source.steps(self.batch_size)
+        self.micro_batches = micro_batches
+        self.steps = source.steps(batch_size, micro_batches, world.world_size)
+        self._dealt = IndexListSampler()
+        self._epoch = shared_number(0)
+        self._loader = make_loader(source.dataset, source.options, self._epoch, batch_sampler=self._dealt)
 
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        _tell(epoch, self.source.dataset, self.source.sampler, self.source.batch_sampler)
+        set_epoch(epoch, self.source.dataset, self.source.sampler, self.source.batch_sampler)
+        self._epoch.fill_(epoch)
         cuts: list[Shard] = []  # filled as the loader draws index lists, in the order in which its batches come
-        self.dealt.lists = self._lists(islice(self._batches(epoch_seed(seed, epoch)), skip, None), cuts)
-        return self._walk(iter(self.loader), cuts)
+        steps = islice(self._steps(epoch_seed(seed, epoch)), skip, None)
+        self._dealt.lists = self._lists(steps, cuts)
+        return self._walk(iter(self._loader), cuts)
 
     def _walk(self, loaded: Iterator[Any], cuts: list[Shard]) -> Iterator[Batch]:
         done = 0
-        for data in _closed_on_error(loaded):
+        for data in with_advice(loaded):
             cut = cuts[done]
             done += 1
             yield Batch(to_device(data, self.world.device), cut.samples, cut.total, cut.last)
@@ -70,14 +85,20 @@ class SampleBatches:
                 f"ValueError, or return a sample."
             )
 
-    def _batches(self, seed: int) -> Iterator[list[int]]:
-        """The global batches, as lists of sample numbers; equal on all ranks."""
+    def _steps(self, seed: int) -> Iterator[list[list[Any]]]:
+        """The steps of an epoch, each a list of batches of sample numbers; equal on all ranks."""
+        batches = (batch for batch in self._batches(seed) if len(batch))
+        joined = self.micro_batches if self.source.joins else 1
+        while step := list(islice(batches, joined)):
+            yield step
+
+    def _batches(self, seed: int) -> Iterator[list[Any]]:
         source = self.source
         if source.batch_sampler is not None:
-            yield from _drawn(source.batch_sampler, seed)
+            yield from drawn(source.batch_sampler, seed)
             return
         if source.sampler is not None:
-            order = torch.tensor(_drawn(source.sampler, seed), dtype=torch.int64)
+            order = torch.tensor(drawn(source.sampler, seed), dtype=torch.int64)
         elif self.shuffle:
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
         else:
@@ -86,101 +107,92 @@ class SampleBatches:
             if len(batch) == self.batch_size or not source.drop_last:
                 yield batch.tolist()
 
-    def _lists(self, batches: Iterable[list[int]], cuts: list[Shard]) -> Iterator[list[int]]:
-        for batch in batches:
-            for cut in shard_batch(0, len(batch), self.world, self.micro_batches):
+    def _lists(self, steps: Iterable[list[list[Any]]], cuts: list[Shard]) -> Iterator[list[Any]]:
+        for step in steps:
+            samples = list(chain.from_iterable(step))
+            for cut in self._shards(step):
                 cuts.append(cut)
-                yield batch[cut.start : cut.stop]
+                yield samples[cut.start : cut.stop]
+
+    def _shards(self, step: list[list[Any]]) -> list[Shard]:
+        if self.source.joins:
+            return shard_batches([len(batch) for batch in step], self.world)
+        return shard_batch(0, len(step[0]), self.world, self.micro_batches)
 
 
-def _tell(epoch: int, *things: Any) -> None:
-    """Tell the epoch to whatever shuffles by it, as Hugging Face's streams and torch's distributed samplers do."""
-    for thing in things:
-        if callable(set_epoch := getattr(thing, "set_epoch", None)):
-            set_epoch(epoch)
-
-
-def _drawn(sampler: Iterable[Any], seed: int) -> list[Any]:
+def drawn(sampler: Iterable[Any], seed: int) -> list[Any]:
     """What a user's sampler draws: the same on all ranks, from whichever generator it draws."""
     with preserved():
         seed_all(seed)
         return list(sampler)
 
 
-class StreamBatches:
-    """Batches of a stream: each rank reads all of it and keeps its share; streams may be uneven without a hang."""
+def with_advice(loaded: Iterator[Any]) -> Iterator[Any]:
+    """What a loader gives; an error within it says what to use instead, where torch's own words do not.
 
-    def __init__(self, source: Stream, batch_size: int, world: World, micro_batches: int = 1) -> None:
-        self.source, self.world, self.micro_batches = source, world, micro_batches
-        self.batch_size = source.batch_size or batch_size
-        size = None if source.ready else self.batch_size
-        self.drawn = IndexListSampler()
-        keys: dict[str, Any] = {} if source.sampler is None else {"sampler": self.drawn}
-        if source.drop_last and size is not None:
-            keys["drop_last"] = True
-        self.loader = _loader(source.dataset, source.options, batch_size=size, **keys)
-        self.leave: Callable[[], bool] = lambda: False
-        """asked before each batch: whether this rank wants to leave the epoch, which all of them then do together"""
-
-    @property
-    def steps(self) -> int | None:
-        return self.source.steps(self.batch_size)
-
-    def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        _tell(epoch, self.source.dataset, self.source.sampler)
-        if self.source.sampler is not None:
-            self.drawn.lists = _drawn(self.source.sampler, epoch_seed(seed, epoch))
-        stream = self._agreed(iter(self.loader))
-        for _ in islice(stream, skip):  # read now, so that the random numbers stand where they stood
-            pass
-        return self._walk(stream)
-
-    def _walk(self, stream: Iterator[Any]) -> Iterator[Batch]:
-        for data in stream:
-            n = batch_length(data)
-            for cut in shard_batch(0, n, self.world, self.micro_batches):
-                whole = cut.stop - cut.start == n
-                part = data if whole else cut_batch(data, cut.start, cut.stop)
-                yield Batch(to_device(part, self.world.device), cut.samples, cut.total, cut.last)
-
-    def _agreed(self, loaded: Iterator[Any]) -> Iterator[Any]:
-        """The stream's batches, up to the shortest rank's end: no rank waits for one that has no more."""
-        for data in _closed_on_error(loaded):
-            if not self.world.is_ddp:
-                yield data
-                continue
-            here = torch.tensor(0.0 if self.leave() else 1.0, device=self.world.device)
-            if self.world.sum(here) < self.world.world_size:
-                return
-            yield data
-        if self.world.is_ddp:
-            self.world.sum(torch.zeros((), device=self.world.device))
-
-
-def _closed_on_error(loaded: Iterator[Any]) -> Iterator[Any]:
-    """The batches of a DataLoader; its processes end where it fails, though the error shown still holds it."""
+    The loader's processes end then, though the error that is shown still holds it.
+    """
     try:
         yield from loaded
-    except Exception:
+    except Exception as error:
+        if advice := collate_advice(str(error)):
+            error.add_note(f"quik_nb: {advice}")
         if shut_down := getattr(loaded, "_shutdown_workers", None):
             shut_down()
         raise
 
 
-def _loader(dataset: Any, options: Any, **how: Any) -> DataLoader[Any]:
+def collate_advice(words: str) -> str:
+    """What to do about an error in making a batch of samples; empty where it is another one.
+
+    Args:
+        words: of the error.
+    """
+    if any(phrase in words for phrase in UNEQUAL):
+        return (
+            "the samples of one batch differ in length or shape, and cannot be stacked: pad them to one shape in a "
+            "function of their list, add_data(train=DataLoader(dataset, batch_size=..., collate_fn=pad)), such as "
+            "torch.nn.utils.rnn.pad_sequence or a collator of transformers."
+        )
+    if "batch must contain tensors" in words:
+        return (
+            "torch does not know how to make a batch of such samples: have the dataset give tensors, numbers or "
+            "dicts of them, or pass add_data(train=DataLoader(dataset, batch_size=..., collate_fn=...)) with a "
+            "function that makes a batch of a list of them."
+        )
+    return ""
+
+
+def make_loader(dataset: Any, options: Any, epoch: Tensor, **how: Any) -> DataLoader[Any]:
+    """A loader whose workers end with their rank, and follow the epoch.
+
+    Args:
+        dataset: of the user's.
+        options: keywords that came with it.
+        epoch: () int64 in shared memory, for workers that live for several epochs.
+        how: keywords of ours, which win.
+    """
     keywords = {**options, **how}
     if keywords.get("num_workers"):
-        keywords["worker_init_fn"] = partial(_ignore_interrupt, keywords.get("worker_init_fn"))
+        keywords["worker_init_fn"] = partial(begin_worker, keywords.get("worker_init_fn"))
+    if keywords.get("persistent_workers"):
+        dataset = following(dataset, epoch)
     return DataLoader(dataset, **keywords)
 
 
-def _ignore_interrupt(user: Any, worker: int) -> None:
-    """Jupyter's interrupt reaches the whole process group; the training ends loading workers itself.
+def begin_worker(user: Any, worker: int) -> None:
+    """The first thing that a loading worker does.
 
-    One whose rank was killed would look for it every five seconds only, so on Linux the kernel is asked to tell it.
+    Jupyter's interrupt reaches the whole process group; the training ends loading workers itself. One whose rank was
+    killed would look for it every five seconds only, so on Linux the kernel is asked to tell it.
+
+    Args:
+        user: the `worker_init_fn` of the user's own, or None.
+        worker: its number.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    show_own_dataset()
     if user is not None:
         user(worker)
