@@ -1,4 +1,4 @@
-"""`doctor()`: can this kernel launch workers, on what, and if not, why and what to do."""
+"""`doctor()`: what this machine has, and where a training would run on it."""
 
 import platform
 import shutil
@@ -14,7 +14,7 @@ from quik_nb.views.choose import FrontEnd, decide
 
 
 def doctor() -> None:
-    """Print the facts of this machine and what a training would do on it; nothing is started or initialised.
+    """Print the facts about this machine and where a training would run; no process is started, no GPU initialised.
 
     >>> doctor()  # doctest: +ELLIPSIS
     python ...
@@ -27,12 +27,12 @@ def doctor() -> None:
 def _facts(machine: Machine) -> dict[str, str]:
     free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
     shm = Path("/dev/shm")
-    held = "holds" if machine.cuda_initialized else "does not hold"
+    cuda = "has" if machine.cuda_initialized else "has no"
     return {
         "python": f"{platform.python_version()} on {sys.platform}",
         "torch": f"{torch.__version__}",
         "cores": str(machine.cpus),
-        "GPUs": f"{machine.gpus}; this process {held} a CUDA context",
+        "GPUs": f"{machine.gpus}; this process {cuda} CUDA context",
         "free for workers' data": f"{free:.1f} GiB in {tempfile.gettempdir()}",
         "/dev/shm": f"{shutil.disk_usage(shm).free / 2**20:.0f} MiB free" if shm.exists() else "absent, not needed",
         "view": ": ".join(decide("auto", FrontEnd.detect())),

@@ -1,15 +1,15 @@
-"""What can go wrong, as one small tree.
+"""All exceptions of quik_nb.
 
     QuikError
-    ├── RecipeError        what to train is incomplete or does not fit together
-    ├── PlacementError     where to train cannot be had on this machine
+    ├── RecipeError        the recipe is incomplete or invalid
+    ├── PlacementError     the machine does not have the requested devices or cores
     ├── WorkerError        a worker process failed, was killed, or hangs
     ├── CheckpointError    a file of weights is missing, damaged or of another model
-    └── DivergenceError    the loss is no longer a number
+    └── DivergenceError    the loss became NaN or infinite
 
-A `QuikWarning` tells what is no error and would otherwise pass in silence: once for each cause and session.
+A `QuikWarning` reports what is not an error but may be a surprise, once per cause and session.
 
-Every message has three parts: what happened, with the value given; why it matters; what to type instead.
+Every message has three parts: what happened, with the value given; why it matters; what to use instead.
 """
 
 import difflib
@@ -17,15 +17,15 @@ from collections.abc import Iterable
 
 
 class QuikError(Exception):
-    """The root of all errors that quik_nb raises on purpose."""
+    """Base class of all errors that quik_nb raises."""
 
 
 class RecipeError(QuikError, ValueError):
-    """What to train is incomplete or does not fit together; all faults are in the one message."""
+    """The recipe is incomplete or invalid; the message lists all problems."""
 
 
 class PlacementError(QuikError, ValueError):
-    """Where to train was asked for in a way that this machine cannot give."""
+    """The machine does not have the requested devices or cores."""
 
 
 class WorkerError(QuikError, RuntimeError):
@@ -33,26 +33,26 @@ class WorkerError(QuikError, RuntimeError):
 
 
 class CheckpointError(QuikError, RuntimeError):
-    """A file of weights is missing, damaged, overwritten or of another model; the model is untouched."""
+    """A file of weights is missing, damaged, overwritten or of another model; the model is unchanged."""
 
 
 class DivergenceError(QuikError, ArithmeticError):
-    """The training loss is NaN or infinite; the weights are those of the last row of the history."""
+    """The training loss is NaN or infinite; the model has the weights of the history's last row."""
 
 
 class QuikWarning(UserWarning):
-    """Something that may give other numbers than you expect; the message says what, why, and what to use instead."""
+    """A training may not do what you expect; the message says what happens, why, and what to use instead."""
 
 
 class StopTraining(Exception):  # noqa: N818  a signal like StopIteration, not an error
-    """Raise it in a callback to end the run after this event, as the Stop button would; in a step, before its update.
+    """Raise it to stop the run, like the Stop button: in a callback, after this event; in a step, before its update.
 
-    On several ranks all of them must raise it in the same step.
+    In a step or loop on several ranks, all ranks must raise it in the same step.
     """
 
 
 def message_of(error: BaseException) -> str:
-    """What any error says, also one of a class whose own `__str__` fails.
+    """The message of any exception, even if its `__str__` raises.
 
     >>> message_of(KeyError("lr"))
     "'lr'"
@@ -64,7 +64,7 @@ def message_of(error: BaseException) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """The words to add to an error about an unknown name: the near one, or all that are known.
+    """The end of an error message about an unknown name: the closest known name, or a list of all of them.
 
     >>> suggest("amsgard", ["amsgrad", "lr"])
     "did you mean 'amsgrad'?"

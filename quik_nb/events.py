@@ -1,8 +1,8 @@
-"""What happened in a training: plain frozen records, the only thing that crosses from training to views.
+"""The events of a training: frozen records, the only data that passes from training to views and callbacks.
 
-A run is `RunStart, (StepEnd | Annotation | PauseChanged | Output | Notice | EpochEnd)*, RunEnd`. `RunFailed` comes
-instead of `RunEnd` where the run failed. Events hold numbers and words, no tensors, so they can be pickled, written as
-JSON and drawn by code that knows no torch.
+A run is `RunStart, (StepEnd | Annotation | PauseChanged | Output | Notice | EpochEnd)*, RunEnd`, with `RunFailed` in
+place of `RunEnd` if it failed. Events contain numbers and strings and no tensors, so they can be pickled, written as
+JSON, and drawn by code that does not import torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,20 +19,20 @@ class Row:
     train_loss: float
     """mean over the samples trained in this epoch"""
     valid_loss: float | None
-    """mean over the samples of the validation split; None where there is none or it was not reached"""
+    """mean over the samples of the validation split; None if there is no such split or validation was not reached"""
     time: float
     """seconds, training and validation together"""
     lr: float
-    """learning rate of the first parameter group when the epoch ended"""
+    """learning rate of the first parameter group at the end of the epoch"""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """further columns by name, in the order of the table"""
     fraction: float = 1.0
-    """part of the epoch's steps that were trained, 1.0 for a whole epoch"""
+    """fraction of the epoch's steps that were trained, 1.0 for a whole epoch"""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
-    """A training begins; nothing is trained yet."""
+    """A run starts, before its first step."""
 
     epoch: int
     """the first epoch to train"""
@@ -41,24 +41,24 @@ class RunStart:
     steps_per_epoch: int | None
     """optimizer steps; None for a stream of unknown length"""
     where: str
-    """where it trains and why there, in words"""
+    """the device or processes it runs on, and the reason for this choice, as text"""
     world_size: int = 1
     """number of ranks"""
     columns: tuple[str, ...] = ()
-    """names of the value columns that rows will have, as far as they are known: train_loss, valid_loss, metrics"""
+    """names of the value columns of the rows, as far as they are known: train_loss, valid_loss, metrics"""
     parameters: Mapping[str, str | float | int | bool | None] = field(default_factory=dict)
-    """what is trained how: the settings, and the parts in words, by name"""
+    """hyperparameters by name: the settings, and the parts of the recipe as text"""
 
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """A sign of life within an epoch: at most some ten a second, whatever the length of a step."""
+    """Heartbeat within an epoch: at most about ten per second, however short the steps are."""
 
     epoch: int
     step: int
     """steps done in this epoch and phase"""
     steps: int | None
-    """steps of this epoch and phase; None where unknown"""
+    """total steps of this epoch and phase; None if unknown"""
     loss: float
     """smoothed training loss (debiased exponential moving average)"""
     rate: float
@@ -67,40 +67,40 @@ class StepEnd:
     lr: float | None = None
     """learning rate of the first parameter group in the latest step"""
     samples_per_second: float | None = None
-    """trained by all ranks together; None where it is not known"""
+    """of all ranks together; None if unknown"""
     gpu_memory: int | None = None
-    """bytes that torch holds on rank 0's GPU; None without one"""
+    """bytes reserved by torch on rank 0's GPU; None without a GPU"""
     data_wait: float | None = None
-    """part of this epoch's time that was spent waiting for data, 0.0 to 1.0"""
+    """fraction of this epoch's time spent waiting for data, 0.0 to 1.0"""
     losses: tuple[float, ...] = ()
-    """training losses of the steps since the last such event, in order"""
+    """training losses of the steps since the previous event of this kind, in order"""
     lrs: tuple[float, ...] = ()
     """learning rates of those steps"""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Something that was done to the run on its way, drawn as a mark on the curve."""
+    """A change made during the run, drawn as a mark on the curve."""
 
     epoch: float
-    """position on the epoch axis, 2.5 is half way through epoch 2"""
+    """position on the epoch axis; 2.5 is half way through epoch 2"""
     label: str
     """such as 'lr 0.0003' or 'paused 12 s'"""
     breaks_comparison: bool = False
-    """whether rows before it cannot be compared with those after it, since the loss is another"""
+    """whether losses before and after it cannot be compared, as after a change of the criterion"""
 
 
 @dataclass(frozen=True, slots=True)
 class PauseChanged:
-    """The user holds the run, or lets it go on; the run's handle tells it, since a training that is held is silent."""
+    """The run was paused or resumed; sent by its handle, since a paused training sends no events."""
 
     paused: bool
-    """whether it is held from now on"""
+    """True when it was paused, False when it was resumed"""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Text that a worker printed."""
+    """Text printed by a worker."""
 
     rank: int
     text: str
@@ -109,41 +109,42 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the user should know, and that is no error: told once for each cause, as a `QuikWarning`."""
+    """A warning for the user, shown as a `QuikWarning` once per cause."""
 
     cause: str
-    """what it is about, the same whenever it is noticed again, such as "criterion has parameters" """
+    """identifies the warning, so that it is shown only once, such as "criterion has parameters" """
     text: str
     """what happened, why it matters, what to use instead"""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochEnd:
-    """An epoch is over, or was cut by a stop; its state is kept before this event is sent."""
+    """An epoch has ended, or was cut short by a stop; its state is saved before this event is sent."""
 
     row: Row
     best: bool = False
     """whether this is the best epoch so far (lowest valid_loss, else lowest train_loss)"""
     data_wait: float | None = None
-    """part of the epoch's time that was spent waiting for data, 0.0 to 1.0"""
+    """fraction of the epoch's time spent waiting for data, 0.0 to 1.0"""
 
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """The training is over and all is kept."""
+    """The run has ended without an error, and its state is saved."""
 
     state: Literal["finished", "stopped"]
     reason: str = ""
-    """why it ended before the last epoch, in words; empty for a finished run"""
+    """why it ended before the last epoch, as text; empty otherwise"""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFailed:
-    """A run that ends in an error; `message` is what the user should see."""
+    """The run has ended with an error."""
 
     message: str
+    """what the user should see"""
     rank: int | None = None
-    """the rank that failed first; None where the run is in one process"""
+    """the rank that failed first; None for a run in one process"""
 
 
 Tell = Callable[[str, str], None]

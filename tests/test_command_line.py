@@ -94,7 +94,7 @@ def test_demo_says_what_to_install(tmp_path: Path) -> None:
         ([], 2, "required: COMMAND"),
         (["train", "nowhere.pt"], 1, "nowhere.pt"),
         (["resume", "nowhere"], 1, "nowhere"),
-        (["runs", "nowhere"], 1, "nowhere is no folder, so it has no runs"),
+        (["runs", "nowhere"], 1, "nowhere is not a folder, so it has no runs"),
         (["demo", "--processes", "1000"], 1, "processes=1000 on the CPU was asked for"),
     ],
 )

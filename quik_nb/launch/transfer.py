@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from quik_nb.errors import RecipeError
 from quik_nb.recipe.data import SPLITS, Source, Tensors, compact
 from quik_nb.storage import pickling
-from quik_nb.storage.locks import hold
+from quik_nb.storage.locks import lock
 from quik_nb.training.job import Job
 
 PREFIX = "quik_nb_"
@@ -52,7 +52,7 @@ class Scratch:
         self.path = Path(tempfile.mkdtemp(prefix=own_prefix))
         self._data = None
         with suppress(OSError):  # without locks no other process dares to clean up
-            self._lock = hold(self.path / LOCK)
+            self._lock = lock(self.path / LOCK)
         atexit.register(shutil.rmtree, self.path, ignore_errors=True)
         return self.path
 
@@ -90,8 +90,8 @@ def _sweep() -> None:
     """Remove the folders of processes that were killed before they could."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*_*"):
         with suppress(OSError):  # of another user, or gone already
-            if _is_abandoned(folder) and (lock := hold(folder / LOCK)) is not None:
-                os.close(lock)
+            if _is_abandoned(folder) and (descriptor := lock(folder / LOCK)) is not None:
+                os.close(descriptor)
                 shutil.rmtree(folder, ignore_errors=True)
 
 

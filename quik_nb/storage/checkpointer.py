@@ -1,7 +1,9 @@
-"""What rank 0 writes while it trains: weights of each epoch, the history, and the checkpoint to go on from.
+"""What rank 0 writes during training: the weights of each epoch, the history, and the checkpoint to resume from.
 
-Nothing stands in the run folder before the run's first row: what is written earlier waits in `starting/`, and takes its
-name with that row or with the first checkpoint. A run that ends without a row is therefore undone by removing that.
+Before the first row of a run, all files go to the subfolder `starting/`; they are moved into place with that row or
+with the first checkpoint. A run that ends without a row is therefore undone by deleting `starting/`.
+
+What is not here: the run folder itself, with the recipe and the lock (`run_folder.py`).
 """
 
 import os
@@ -24,43 +26,43 @@ from quik_nb.training.progress import Progress, Snapshot
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
 STARTING = "starting"
-"""The part of a run folder where files wait for the first row of a run."""
+"""Subfolder of a run folder for files written before the first row of a run."""
 INITIAL_WEIGHTS = "initial_weights.pt"
 
 CHECKPOINT_SHARE = 0.01
-"""Part of the time that whole-state checkpoints may take in process; weights are saved at every epoch all the same."""
+"""Fraction of the time that checkpoints may take in process; the weights are saved at every epoch regardless."""
 CHECKPOINT_AFTER = 1.0
-"""Seconds before the first of them: a shorter run is trained again sooner than it is resumed."""
+"""Seconds before the first checkpoint: training a shorter run again is faster than resuming it."""
 
 
 @dataclass
 class Checkpointer:
-    """Given the state at each epoch's end and at a stop, before the row is shown.
+    """Writes the state at the end of each epoch and at a stop, before the row is shown.
 
-    Picklable, so that it works on rank 0 of workers as well.
+    Picklable, so that it also works on rank 0 in a worker process.
     """
 
     folder: Path
     """the run folder: weights, history and checkpoint"""
     files: Files | None = None
-    """the names by date, under which the weights of each epoch stand too; None for the checkpoint alone"""
+    """dated file names, as second names of the weights of each epoch; None to write only the checkpoint"""
     keep: int | str | None = None
-    """number of newest epochs whose weights stay, beside the best; "best:3" for the best three; None for all"""
+    """number of latest epochs whose weights are kept, besides the best; "best:3" for the best three; None for all"""
     each_row: bool = False
-    """write a checkpoint at every row, whatever it costs: workers bring their state home by it"""
+    """write a checkpoint at every row, at any cost: workers send their state to the session by it"""
     scores: dict[int, float] = field(default_factory=dict)
-    """epochs whose weights are there, the oldest first, with the loss that ranks them: lower is better"""
+    """loss of each epoch whose weights exist, oldest first; lower is better"""
     history_before: str = ""
-    """what history.jsonl is to hold before the first row of this run"""
+    """content of history.jsonl before the first row of this run"""
     prepared: tuple[str, ...] = ()
-    """files that the first checkpoint of this run needs beside it; they wait in `starting/`, or could not be written"""
+    """files to move into place with the first checkpoint of this run; in `starting/`, unless writing them failed"""
     _begun: bool = False
     """whether this run has a row in the history"""
     _row_of_checkpoint: Row | None = None
     _checkpoint_due: float = 0.0
 
     def begin(self, snapshot: Snapshot) -> None:
-        """Before the first step: the weights that a new training starts from, to be had with the first row."""
+        """Called before the first step: writes the initial weights of a new training to `starting/`."""
         self._checkpoint_due = time.monotonic() + CHECKPOINT_AFTER
         if self.files is not None and snapshot.progress.epoch == 0 and snapshot.progress.step == 0:
             write(snapshot.weights, self.folder / STARTING / INITIAL_WEIGHTS)
@@ -69,15 +71,15 @@ class Checkpointer:
         """Write the files of a row.
 
         Args:
-            snapshot: the state at its end; nothing of it is held on to.
-            annotations: of what was done to the run since the last row.
+            snapshot: the state at the end of the row; no reference to it is stored.
+            annotations: changes made during the run since the last row.
         """
         row = snapshot.row
         assert row is not None  # this is called at the end of a row
         if self.files is not None and row.fraction == 1.0:
             self._write_weights(row, snapshot.weights, self.files)
 
-        # after the weights, which it promises, and before the history, which tells of a state that is safe
+        # in this order, so that a checkpoint implies its weights and a history line implies its checkpoint
         if row.fraction < 1.0 or self.each_row or time.monotonic() >= self._checkpoint_due:
             self._write_checkpoint(snapshot)
 
@@ -87,7 +89,7 @@ class Checkpointer:
                 self._remove_weights(epoch, self.files)
 
     def close(self, last: Snapshot) -> None:
-        """Write the whole state of the last row, where there is one and it is not written yet."""
+        """Write the checkpoint of the last row, unless there is none or it is written already."""
         if last.row is not None and last.row is not self._row_of_checkpoint:
             self._write_checkpoint(last)
 
@@ -104,7 +106,7 @@ class Checkpointer:
                 file.write(lines)
             return
 
-        # whole, as runs that saved nothing, or that could not, have left gaps
+        # from the beginning, since rows of earlier runs with save=False are missing in the file
         with replacing(self.folder / HISTORY) as part:
             part.write_text(self.history_before + lines)
         initial = self.folder / STARTING / INITIAL_WEIGHTS
@@ -115,43 +117,43 @@ class Checkpointer:
 
     def _remove_weights(self, epoch: int, files: Files) -> None:
         path = weights_in(self.folder, epoch)
-        for name in files.folder.glob(Files(files.base_dir, "*").weights(epoch).name):  # calls may be of several dates
-            if is_shared(path, name):  # else it is another training's by now
+        for name in files.folder.glob(Files(files.base_dir, "*").weights(epoch).name):  # calls may have several dates
+            if is_shared(path, name):  # otherwise another training has taken the name
                 name.unlink()
         path.unlink(missing_ok=True)
         del self.scores[epoch]
 
     def _write_checkpoint(self, snapshot: Snapshot) -> None:
-        """Write the whole state, and decide when the next may be due."""
+        """Write the checkpoint, and decide when the next one is due."""
         start = time.monotonic()
         with replacing(self.folder / CHECKPOINT) as part:
             torch.save(_plain(snapshot), part, pickle_module=pickling)
-            self._place_prepared()  # last, so that a recipe and its checkpoint take their names together
+            self._place_prepared()  # last, so that recipe and checkpoint are moved into place together
         self._row_of_checkpoint = snapshot.row
         now = time.monotonic()
         self._checkpoint_due = now + (now - start) / CHECKPOINT_SHARE
 
     def _place_prepared(self) -> None:
         for name in self.prepared:
-            waiting = self.folder / STARTING / name
-            if waiting.exists():
-                os.replace(waiting, self.folder / name)
-            else:  # it could not be written, and the one that is there is of another recipe
+            prepared = self.folder / STARTING / name
+            if prepared.exists():
+                os.replace(prepared, self.folder / name)
+            else:  # it could not be written, and the existing file belongs to another recipe
                 (self.folder / name).unlink(missing_ok=True)
         self.prepared = ()
         self._remove_starting()
 
     def _remove_starting(self) -> None:
-        with suppress(OSError):  # something waits there still
+        with suppress(OSError):  # it is not empty yet
             (self.folder / STARTING).rmdir()
 
 
 def surplus(scores: dict[int, float], keep: int | str | None) -> list[int]:
-    """The epochs whose weights are to go.
+    """The epochs whose weights are to be deleted.
 
     Args:
-        scores: by epoch, the oldest first; lower is better.
-        keep: as the setting.
+        scores: loss by epoch, oldest first; lower is better.
+        keep: as the setting `keep`.
 
     >>> surplus({0: 0.1, 1: 0.3, 2: 0.2}, keep=1)
     [1]
@@ -173,13 +175,16 @@ def _plain(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path) -> Snapshot:
-    """Weights, progress and last row of a run folder; a scheduler's state may be any object, so reading may run code.
+    """Read the checkpoint of a run folder; a scheduler's state may be any object, so this may run pickled code.
 
     Raises:
-        CheckpointError: there is no whole checkpoint there.
+        CheckpointError: the folder has no checkpoint, or it is damaged or of another version.
     """
     state = read(folder / CHECKPOINT, trusted=True)
     try:
         return Snapshot(state["model"], Progress(**state["progress"]), state["row"] and Row(**state["row"]))
     except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / CHECKPOINT} is no checkpoint of this version of quik_nb: {error}.") from error
+        raise CheckpointError(
+            f"{folder / CHECKPOINT} is not a checkpoint of this version of quik_nb ({error}): train again, or load "
+            f"only its weights, add_model(model, state_dict={str(folder / CHECKPOINT)!r})."
+        ) from error

@@ -1,12 +1,13 @@
-"""Files: their names, atomic writes, safe reads.
+"""File names, atomic writes and safe reads.
 
-Each training has a folder of its own, with the weights of its epochs, its history and the checkpoint from which it can
-go on. The weights stand under the names that their users already have as well (`data/state_dict_e3_20210101.pt`): a
-second name of the same file, which the next training of that date takes over without touching what is in the folder.
-(Who writes into the file itself by that name writes into both; by a new file that takes the name, into one.)
+Each training has its own run folder, with the weights of its epochs, its history and its checkpoint. The weights also
+have a dated name (`data/state_dict_e3_20210101.pt`), a hard link to the file in the run folder. A later training on the
+same date replaces the link and leaves the run folder unchanged. (Code that opens a dated file and overwrites it in
+place changes both; code that replaces it, as `write` does, only the link.)
 
-A write goes to a temporary file that then takes the final name, so a reader sees the old file or the new one, never a
-half. There is no fsync: it guards against a power cut, not a killed process, and would cost more than a short epoch.
+Files are written atomically: to a temporary file, which is then renamed, so a reader sees the old file or the new one,
+never half of one. There is no fsync, which protects from power failures rather than from killed processes, and would
+take longer than a short epoch.
 """
 
 import os
@@ -26,19 +27,19 @@ from quik_nb.errors import CheckpointError
 StateDict = Mapping[str, Any]
 
 CHECKPOINT_PARTS = {"model", "progress", "row"}
-"""What lies in the checkpoint of a run folder."""
+"""The keys of the checkpoint in a run folder."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The names of all files of a session, by folder and date."""
+    """The dated file names of a session."""
 
     base_dir: Path
     date: str
 
     @property
     def folder(self) -> Path:
-        """The folder of data and weights."""
+        """The folder for data and weights."""
         return self.base_dir / "data"
 
     def tensors(self, split: str) -> Path:
@@ -51,15 +52,15 @@ class Files:
 
 
 def weights_in(folder: Path, epoch: int) -> Path:
-    """The weights after an epoch in the folder of their training."""
+    """The weights after an epoch, in a run folder."""
     return folder / f"state_dict_e{epoch}.pt"
 
 
 def link_or_copy(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of whatever stands there; a copy where the file system has no links."""
+    """Hard-link a file under a second name, replacing an existing file; copy it if links are not supported."""
     name.parent.mkdir(parents=True, exist_ok=True)
     with replacing(name) as part:
-        part.unlink(missing_ok=True)  # of a process of this number that was killed
+        part.unlink(missing_ok=True)  # left by a killed process with the same id
         try:
             os.link(path, part)
         except OSError:
@@ -67,12 +68,12 @@ def link_or_copy(path: Path, name: Path) -> None:
 
 
 def is_shared(path: Path, name: Path) -> bool:
-    """Whether a name is still that of this file, or of its copy."""
+    """Whether `name` is still a link to this file, or a copy of it."""
     return path.exists() and stamp(path) == stamp(name)
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file, which tell whether it is still the one that it was; None where there is none."""
+    """Size and modification time of a file, to detect changes; None if it does not exist."""
     if not path.exists():
         return None
     status = path.stat()
@@ -81,17 +82,17 @@ def stamp(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to make a file that takes this name at the end; it is made there by nobody else at the same time."""
+    """A temporary path to write to, unique to this thread, which replaces `path` at the end."""
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield part
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)  # it is still there after an error, and where both are names of one file
+        part.unlink(missing_ok=True)  # exists after an error, or if both were already links to one file
 
 
 def write(value: Any, path: Path, **how: Any) -> None:
-    """Save with `torch.save`, so that the file under this name is whole at any moment."""
+    """Save a value with `torch.save`, atomically."""
     if not path.parent.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
@@ -99,38 +100,39 @@ def write(value: Any, path: Path, **how: Any) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, on the CPU; nothing but tensors is read, so the file can run no code.
+    """The state dict in a file, on the CPU; read with `weights_only=True`, so that no code is run.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds something else.
+        CheckpointError: the file is missing, damaged, or not a state dict.
     """
     value = read(path)
     if isinstance(value, dict) and set(value) == CHECKPOINT_PARTS:
         value = value["model"]
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), Mapping):  # as Lightning and many scripts save
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), Mapping):  # the format of Lightning, and others
         value = dict(value["state_dict"])
+
     if not isinstance(value, dict) or not all(_is_weight(key, part) for key, part in value.items()):
         raise CheckpointError(
-            f"{path.name} holds a {type(value).__name__} that is no state_dict: "
+            f"{path.name} contains a {type(value).__name__} that is not a state_dict: "
             f"pass a file that torch.save(model.state_dict(), path) or quik_nb wrote."
         )
     return value
 
 
 def _is_weight(key: object, value: object) -> bool:
-    """Whether it may be a part of a state dict: a tensor, or what a module's `get_extra_state` gave."""
+    """Whether this may be an entry of a state dict: a tensor, or the result of a module's `get_extra_state`."""
     return isinstance(value, Tensor) or str(key).endswith("_extra_state")
 
 
 def read(path: Path, trusted: bool = False) -> Any:
-    """What a file holds, on the CPU.
+    """The content of a file, with tensors on the CPU.
 
     Args:
         path: of the file.
-        trusted: read any object, which may run code; by itself torch's safe loader takes tensors and plain values.
+        trusted: load any object, which may run code; otherwise only tensors and plain values (`weights_only=True`).
 
     Raises:
-        CheckpointError: the file is missing or damaged, or would run code when it is read.
+        CheckpointError: the file is missing or damaged, or contains other objects and is not trusted.
     """
     if not path.exists():
         raise CheckpointError(f"There is no file {path}: {_near(path)}")
@@ -141,54 +143,61 @@ def read(path: Path, trusted: bool = False) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=not trusted)
     except Exception as error:
-        words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise CheckpointError(
-            f"{path} cannot be read ({words}): it is damaged, cut short, or of another kind. "
-            f"The session is as it was; take another file, such as another epoch's."
+            f"{path} cannot be read ({reason}): it is damaged, incomplete, or of another format, and the session is "
+            f"unchanged: use another file, such as that of another epoch."
         ) from error
 
 
 def _near(path: Path) -> str:
-    there = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.exists() else []
-    return f"in {path.parent} are {', '.join(there[:8])}." if there else f"{path.parent} has no .pt file."
+    names = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.exists() else []
+    return f"in {path.parent} are {', '.join(names[:8])}." if names else f"{path.parent} has no .pt file."
 
 
 def load_into(model: nn.Module, state: StateDict, origin: str) -> None:
-    """Load weights into a model, or leave it untouched and say which keys or shapes differ.
+    """Load weights into a model, or leave it unchanged and report which keys or shapes differ.
+
+    Args:
+        model: to load into.
+        state: a state dict; prefixes of DistributedDataParallel and torch.compile are ignored.
+        origin: where it comes from, for the error message.
 
     Raises:
-        CheckpointError: the weights are of another model.
+        CheckpointError: the state dict does not match the model.
     """
-    own = model.state_dict()
-    state = under_own_names(state, own)
-    missing = [key for key in own if key not in state]
-    foreign = [key for key in state if key not in own]
+    expected = model.state_dict()
+    state = rename_keys(state, expected)
+
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
     shapes = [
         f"{key} is {tuple(state[key].shape)} there and {tuple(value.shape)} here"
-        for key, value in own.items()
+        for key, value in expected.items()
         if isinstance(value, Tensor) and key in state and state[key].shape != value.shape
     ]
-    if missing or foreign or shapes:
-        parts = [f"{origin} does not fit this {type(model).__name__}, which is left as it was."]
+
+    if missing or unexpected or shapes:
+        parts = [f"{origin} does not fit this {type(model).__name__}, which is unchanged."]
         parts += [f"Missing there: {_few(missing)}."] if missing else []
-        parts += [f"Unknown here: {_few(foreign)}."] if foreign else []
+        parts += [f"Unknown here: {_few(unexpected)}."] if unexpected else []
         parts += [f"Other shapes: {_few(shapes)}."] if shapes else []
-        raise CheckpointError(" ".join([*parts, "Build the model with the sizes it was saved with."]))
+        raise CheckpointError(" ".join([*parts, "Use a model with the layers and sizes that it was saved with."]))
     model.load_state_dict(state)
 
 
-def under_own_names(state: StateDict, own: StateDict) -> StateDict:
-    """A state dict under the names of a model, where only wrappers of torch make them differ.
+def rename_keys(state: StateDict, expected: StateDict) -> StateDict:
+    """A state dict with the keys of another one, from which it may differ by prefixes of torch's wrappers.
 
-    DistributedDataParallel puts `module.` before each name, and torch.compile `_orig_mod.` before those of a part.
+    DistributedDataParallel adds `module.` to each key, and torch.compile `_orig_mod.` to those of a submodule.
 
-    >>> under_own_names({"module.layer._orig_mod.weight": 1}, {"layer.weight": 0})
+    >>> rename_keys({"module.layer._orig_mod.weight": 1}, {"layer.weight": 0})
     {'layer.weight': 1}
     """
-    if set(state) == set(own):
+    if set(state) == set(expected):
         return state
-    plain = {_without_wrappers(key): key for key in own}
-    return {plain.get(_without_wrappers(key), key): value for key, value in state.items()}
+    by_plain_key = {_without_wrappers(key): key for key in expected}
+    return {by_plain_key.get(_without_wrappers(key), key): value for key, value in state.items()}
 
 
 def _without_wrappers(key: str) -> str:

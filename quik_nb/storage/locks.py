@@ -1,37 +1,38 @@
-"""Who works in a folder: a lock that ends with its process, however that ends."""
+"""A folder lock (flock) that the system releases when the process exits, however it exits."""
 
 import os
 from pathlib import Path
 
 
-def hold(path: Path) -> int | None:
-    """Lock a folder or file; a file is made where there is none.
+def lock(path: Path) -> int | None:
+    """Lock a folder or file without waiting; a missing file is created.
 
-    A process's number would not do: another container, or another host with the same folder, may have that number too.
+    A file with the process id would not do: a process of another container or host may have the same id.
 
     Returns:
-        What `os.close` lets go of; None where another holder has it.
+        A file descriptor, whose `os.close` releases the lock; None if the path is locked already.
 
     Raises:
-        OSError: this system or file system has no such locks.
+        OSError: the operating system or file system does not support flock.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
-    >>> held = hold(folder)
-    >>> hold(folder) is None
+    >>> descriptor = lock(folder)
+    >>> lock(folder) is None
     True
-    >>> os.close(held)
+    >>> os.close(descriptor)
     """
     try:
         import fcntl
     except ImportError as error:
         raise OSError("this system has no flock") from error
-    held = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
+
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(held)
+        os.close(descriptor)
         if isinstance(error, BlockingIOError):
             return None
         raise
-    return held
+    return descriptor

@@ -1,8 +1,8 @@
-"""Pickles by value, by cloudpickle, that keep where code stands, so that an error can show the line in its cell.
+"""cloudpickle with source locations, so that a worker's traceback can show the line in the notebook cell.
 
-cloudpickle names all code that it packs `<dynamic-code>` (since 3.1.3), so that a cell that is run again gives the same
-bytes. Here bytes are never compared, and a worker's traceback needs the cell. The module serves as `pickle_module` of
-`torch.save`; what it writes is read by plain `pickle` wherever quik_nb and cloudpickle are installed.
+Since 3.1.3, cloudpickle replaces the file name of all code with `<dynamic-code>`, so that a re-run cell is pickled to
+the same bytes. Here bytes are not compared, and tracebacks need the file name. The module can be passed to `torch.save`
+as `pickle_module`; plain `pickle` reads the result wherever quik_nb and cloudpickle are installed.
 """
 
 import io
@@ -18,35 +18,35 @@ from torch.nn.utils import parametrize
 _Reduced = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def _with_its_file(code: CodeType) -> _Reduced:
-    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    return _restored, (make, parts, code.co_filename)
+def _reduce_code(code: CodeType) -> _Reduced:
+    create, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return _restore_code, (create, parts, code.co_filename)
 
 
-def _restored(make: Callable[..., CodeType], parts: tuple[Any, ...], file: str) -> CodeType:
-    return make(*parts).replace(co_filename=file)
+def _restore_code(create: Callable[..., CodeType], parts: tuple[Any, ...], file: str) -> CodeType:
+    return create(*parts).replace(co_filename=file)
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, with the file of each code object beside it, and for parametrized modules, too."""
+    """A cloudpickle pickler that preserves file names of code and supports parametrized modules."""
 
-    dispatch_table: ClassVar = ChainMap({CodeType: _with_its_file}, cloudpickle.Pickler.dispatch_table)
+    dispatch_table: ClassVar = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, nn.Module) and parametrize.is_parametrized(value):
-            return parametrized, (type(value).__bases__[0], dict(vars(value)))
+            return restore_parametrized, (type(value).__bases__[0], dict(vars(value)))
         return super().reducer_override(value)
 
 
-def parametrized(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
-    """A module with parametrizations, such as spectral_norm's, as it was pickled.
+def restore_parametrized(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
+    """Unpickle a module with parametrizations, such as spectral_norm.
 
-    torch gives such a module a class of its own, with a property for each parametrized tensor, and refuses to pickle
-    it. Its state pickles like any other; the class is made again.
+    torch creates a class for each such module, with a property for each parametrized tensor, and refuses to pickle it.
+    Its `__dict__` can be pickled, so only the class is created again.
 
     Args:
         kind: the module's class without parametrizations.
-        state: what the module holds.
+        state: the module's `__dict__`.
     """
     module = kind.__new__(kind)
     vars(module).update(state)
@@ -57,10 +57,10 @@ def parametrized(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
 
 
 def dumps(value: Any) -> bytes:
-    """A value as bytes; `pickle.loads` makes it again.
+    """Pickle a value to bytes; `pickle.loads` restores it.
 
     Raises:
-        Exception: whatever a part raises that cannot be pickled.
+        Exception: any exception of an object that cannot be pickled.
 
     >>> import pickle
     >>> code = compile("lambda x: 2 * x", "Cell 3", "eval")
@@ -68,19 +68,19 @@ def dumps(value: Any) -> bytes:
     >>> twice(21), twice.__code__.co_filename
     (42, 'Cell 3')
     """
-    packed = io.BytesIO()
-    Pickler(packed).dump(value)
-    return packed.getvalue()
+    buffer = io.BytesIO()
+    Pickler(buffer).dump(value)
+    return buffer.getvalue()
 
 
 def can_pickle(value: Any) -> bool:
-    """Whether a value can be written: anything may be in a recipe, and only trying tells.
+    """Whether a value can be pickled, which only trying can tell.
 
     >>> can_pickle(lambda x: 2 * x), can_pickle(open)
     (True, True)
     """
     try:
         dumps(value)
-    except Exception:  # whatever the reason, it cannot
+    except Exception:  # any exception means that it cannot be pickled
         return False
     return True

@@ -1,8 +1,8 @@
-"""A run folder: made, locked, prepared to be resumed, and read again.
+"""Run folders: creating, locking, preparing for `resume()`, and reading.
 
-`recipe.pt` holds the recipe without its samples, `samples.pt` the samples where they are small enough to be kept twice.
-Both are written when a run begins by another recipe than the one there, and take their names with its first checkpoint.
-Reading them runs the code in them: only folders that the user names.
+`recipe.pt` contains the recipe without its samples, `samples.pt` the samples if they are small enough to be copied.
+Both are written at the start of a run whose recipe is not the saved one, and moved into place with its first
+checkpoint. Reading them runs pickled code, so only folders that the user names are read.
 """
 
 import io
@@ -26,71 +26,70 @@ from quik_nb.recipe.recipe import Recipe
 from quik_nb.storage import pickling
 from quik_nb.storage.checkpointer import CHECKPOINT, HISTORY, STARTING, Checkpointer, read_checkpoint
 from quik_nb.storage.files import Files, replacing, weights_in, write
-from quik_nb.storage.locks import hold
+from quik_nb.storage.locks import lock
 from quik_nb.training.carry_over import TrainingState
 
 RECIPE, SAMPLES = "recipe.pt", "samples.pt"
 
 SAMPLES_BYTES = 256 * 2**20
-"""Samples up to this size are kept in the run folder; larger ones are to be added again after resume."""
-
+"""Samples up to this size are copied to the run folder; larger ones must be added again after `resume()`."""
 
 NAME_LENGTH = 50
-"""Characters of a session's name in that of its run folder: file systems take 255 bytes, of up to 4 a character."""
+"""Maximum length of a session's name in the folder name: file systems allow 255 bytes, up to 4 per character."""
 
 
 class RunFolder:
-    """The folder of a training, locked while a run writes there.
+    """The folder of a training, locked while a run writes to it.
 
     Args:
-        path: of the folder, which is there.
-        made: folders that were made for it, the innermost first; they go with a run that makes no row.
+        path: of the folder, which exists.
+        created: folders created for it, innermost first; `discard` removes them.
     """
 
-    def __init__(self, path: Path, made: list[Path]) -> None:
+    def __init__(self, path: Path, created: list[Path]) -> None:
         self.path = path
-        self._made = made
+        self._created = created
         self._lock: int | None = None
 
     @classmethod
     def open(cls, path: Path | None, new: Path) -> "RunFolder":
-        """The folder of the training so far, or a new one.
+        """Open the folder of the training so far, or create a new one.
 
         Args:
-            path: of the folder so far; None where there is none.
-            new: of the new one, which gets a number behind its name where there is one; it is also taken where another
-                session trains in the folder so far, as in a kernel that lives on.
+            path: of the folder so far; None if there is none.
+            new: path of the new one, with a number appended if it exists. A new one is also created if another session
+                is training in the folder so far, such as one in a kernel that is still running.
         """
         if path is not None:
-            folder = cls(path, _make(path))
-            if folder._locked():
+            folder = cls(path, _create(path))
+            if folder._try_lock():
                 shutil.rmtree(path / STARTING, ignore_errors=True)  # of a run that was killed before its first row
                 return folder
 
         number, candidate = 0, new
         while True:
-            made = _make(candidate)
-            if candidate in made:  # by us, and not by another session at the same moment
-                folder = cls(candidate, made)
-                folder._locked()
+            created = _create(candidate)
+            if candidate in created:  # by this session, not by another one at the same moment
+                folder = cls(candidate, created)
+                folder._try_lock()
                 return folder
             number += 1
             candidate = new.with_name(f"{new.name}_{number}")
 
-    def _locked(self) -> bool:
-        """Lock the folder; False where another session holds it."""
+    def _try_lock(self) -> bool:
+        """Lock the folder; False if another session has locked it."""
         try:
-            self._lock = hold(self.path)
-        except OSError:  # without locks there is nobody to ask
+            self._lock = lock(self.path)
+        except OSError:  # without locks, assume that the folder is free
             return True
         return self._lock is not None
 
     def checkpointer(self, state: TrainingState, before: Recipe | None) -> Checkpointer:
-        """What writes the files of a run here, after all that a new kernel needs to go on is prepared.
+        """Prepare the files that `resume()` needs, and return the checkpointer of a run in this folder.
 
         Args:
-            state: in which the run starts, with this folder.
-            before: the recipe of the run before, if there was one.
+            state: the initial state of the run, with this folder.
+            before: the recipe of the previous run; None if there was none.
         """
         assert state.trained_by is not None  # the recipe of the run
         settings = state.trained_by.settings
@@ -106,25 +105,22 @@ class RunFolder:
         )
 
     def _prepare(self, state: TrainingState, before: Recipe | None) -> tuple[str, ...]:
-        """Write what the first checkpoint needs beside it; the names of those files."""
+        """Write recipe and samples if they are not the saved ones; returns the names of the files to move later."""
         recipe = state.trained_by
         assert recipe is not None
-        known = before is not None and (self.path / RECIPE).exists()
-        if known and recipe == before:
+        is_saved = before is not None and (self.path / RECIPE).exists()
+        if is_saved and recipe == before:
             return ()
 
-        samples = not known or any(getattr(before, split) is not getattr(recipe, split) for split in SPLITS)
-        names = (SAMPLES, RECIPE) if samples else (RECIPE,)
-        bare = replace(recipe, train=None, valid=None, test=None)
+        new_samples = not is_saved or any(getattr(before, split) is not getattr(recipe, split) for split in SPLITS)
+        names = (SAMPLES, RECIPE) if new_samples else (RECIPE,)
+        without_samples = replace(recipe, train=None, valid=None, test=None)
+        content = {"recipe": without_samples, "original": state.initial_weights}
         try:
-            write(
-                {"recipe": bare, "original": state.initial_weights},
-                self.path / STARTING / RECIPE,
-                pickle_module=pickling,
-            )
-            if samples and size(recipe) <= SAMPLES_BYTES:
+            write(content, self.path / STARTING / RECIPE, pickle_module=pickling)
+            if new_samples and size(recipe) <= SAMPLES_BYTES:
                 _write_samples({split: getattr(recipe, split) for split in SPLITS}, self.path / STARTING / SAMPLES)
-        except Exception as error:  # anything may be in a recipe; that it cannot be written must not stop the training
+        except Exception as error:  # a recipe may contain any object, and this must not prevent the training
             warnings.warn(
                 f"This training cannot be resumed in another kernel, since a part of it cannot be written ({error}).",
                 stacklevel=2,
@@ -132,41 +128,41 @@ class RunFolder:
         return names
 
     def release(self) -> None:
-        """Let others write here."""
+        """Unlock the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def discard(self) -> None:
-        """Remove all that a run brought here which made no row, and let others write."""
+        """Remove all files of a run without a row, and unlock the folder."""
         shutil.rmtree(self.path / STARTING, ignore_errors=True)
-        if self.path in self._made:
+        if self.path in self._created:
             shutil.rmtree(self.path, ignore_errors=True)
-        for folder in self._made:
-            with suppress(OSError):  # another training has files there by now
+        for folder in self._created:
+            with suppress(OSError):  # another training has written files there
                 folder.rmdir()
         self.release()
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make a folder and those around it; gives those that were made by this call, the innermost first."""
-    made = []
+def _create(folder: Path) -> list[Path]:
+    """Create a folder and its parents; returns those that did not exist, innermost first."""
+    created = []
     for path in reversed([folder, *folder.parents]):
         try:
             path.mkdir()
         except FileExistsError:
             continue
-        made.append(path)
-    return made[::-1]
+        created.append(path)
+    return created[::-1]
 
 
 def new_folder(files: Files, clock: str, name: str) -> Path:
-    """Where a new training writes: `data/run_20210101_120000`, with the session's name behind it.
+    """The path of a new run folder: `data/run_20210101_120000`, followed by the session's name.
 
     Args:
-        files: the names by date.
+        files: the dated file names.
         clock: the time of day, such as "120000".
-        name: of the session, of which a folder's name takes no slashes and not more than `NAME_LENGTH`; empty for none.
+        name: of the session, empty for none; slashes are replaced and it is cut to `NAME_LENGTH`.
 
     >>> new_folder(Files(Path("/tmp"), "20210101"), "120000", "resnet/lr 0.1").name
     'run_20210101_120000_resnet-lr 0.1'
@@ -176,16 +172,16 @@ def new_folder(files: Files, clock: str, name: str) -> Path:
 
 
 def saved_weights(state: TrainingState) -> dict[int, Path]:
-    """By epoch, the file of its weights: those of whole epochs that are still there."""
+    """The existing files of weights, by epoch."""
     found = {}
     for row in state.history:
-        places = [] if state.folder is None else [state.folder]
+        folders = [] if state.folder is None else [state.folder]
         if state.earlier_folder is not None and row.epoch < state.earlier_folder[1]:
-            places.append(state.earlier_folder[0])
-        paths = [weights_in(place, row.epoch) for place in places]
-        there = next((path for path in paths if row.fraction == 1.0 and path.exists()), None)
-        if there is not None:
-            found[row.epoch] = there
+            folders.append(state.earlier_folder[0])
+
+        existing = [path for folder in folders if (path := weights_in(folder, row.epoch)).exists()]
+        if existing and row.fraction == 1.0:
+            found[row.epoch] = existing[0]
     return found
 
 
@@ -193,7 +189,7 @@ def weights_file(state: TrainingState, epoch: int, files: Files) -> Path:
     """The file of an epoch's weights.
 
     Raises:
-        CheckpointError: they were not saved, or are gone.
+        CheckpointError: they were not saved, or were deleted.
     """
     saved = saved_weights(state)
     if epoch not in saved:
@@ -206,11 +202,11 @@ def weights_file(state: TrainingState, epoch: int, files: Files) -> Path:
 
 
 class _TooLarge(Exception):  # noqa: N818  a signal
-    """Samples take more room than they may: they are to be added again after resume."""
+    """The samples are larger than `SAMPLES_BYTES`."""
 
 
-class _Measured(io.FileIO):
-    """A file of `SAMPLES_BYTES` at most: how large a dataset of the user's own is, its pickle alone can tell."""
+class _LimitedFile(io.FileIO):
+    """A file of at most `SAMPLES_BYTES`, since only pickling a custom dataset shows how large it is."""
 
     full = False
 
@@ -222,17 +218,17 @@ class _Measured(io.FileIO):
 
 
 def _write_samples(sources: Mapping[str, Source | None], path: Path) -> None:
-    with suppress(_TooLarge), replacing(path) as part, _Measured(part, "w") as file:
+    with suppress(_TooLarge), replacing(path) as part, _LimitedFile(part, "w") as file:
         try:
             torch.save(sources, file, pickle_module=pickling)
-        except Exception as error:  # torch makes another one of what the file raises
+        except Exception as error:  # torch replaces the exception of the file by another one
             raise _TooLarge if file.full else error from error
 
 
 def size(recipe: Recipe) -> int:
-    """Bytes of the samples in memory, those of all splits once; 0 where they are not tensors."""
-    tensors = {t.data_ptr(): t for s in SPLITS for t in _tensors(getattr(recipe, s))}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    """Bytes of the tensors of all splits, shared ones counted once; 0 if the samples are not tensors."""
+    tensors = {tensor.data_ptr(): tensor for split in SPLITS for tensor in _tensors(getattr(recipe, split))}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _tensors(source: Source | None) -> tuple[torch.Tensor, ...]:
@@ -240,43 +236,43 @@ def _tensors(source: Source | None) -> tuple[torch.Tensor, ...]:
 
 
 def latest_folder(base_dir: Path) -> Path:
-    """The run folder under `base_dir` that was written last.
+    """The most recently written run folder under `base_dir`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no run folder with a checkpoint.
     """
     folders = [p.parent for p in (base_dir / "data").glob(f"run_*/{CHECKPOINT}")]
     if not folders:
         raise CheckpointError(
-            f"There is no run folder with a checkpoint in {base_dir / 'data'}: name one, resume('data/run_...')."
+            f"There is no run folder with a checkpoint in {base_dir / 'data'}: pass one, resume('data/run_...')."
         )
     return max(folders, key=lambda folder: (folder / CHECKPOINT).stat().st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a run folder holds."""
+    """The content of a run folder."""
 
     state: TrainingState
-    """with the recipe it was trained by"""
+    """with the recipe of the last run"""
     weights: dict[str, Any]
 
 
 def read_run(folder: Path) -> SavedRun:
-    """What a run folder holds, in step: the history up to where the checkpoint stands.
+    """Read a run folder; rows of the history after the checkpoint are dropped.
 
     Raises:
-        CheckpointError: something of it is missing or damaged.
+        CheckpointError: a file of the folder is missing or damaged.
     """
     weights, progress, row = read_checkpoint(folder)
     try:
-        kept = torch.load(folder / RECIPE, map_location="cpu", weights_only=False)
-        there = (folder / SAMPLES).exists()
-        sources = torch.load(folder / SAMPLES, map_location="cpu", weights_only=False) if there else {}
+        saved = torch.load(folder / RECIPE, map_location="cpu", weights_only=False)
+        has_samples = (folder / SAMPLES).exists()
+        sources = torch.load(folder / SAMPLES, map_location="cpu", weights_only=False) if has_samples else {}
     except Exception as error:
         raise CheckpointError(
-            f"{folder} has weights, and no recipe that can be read ({type(error).__name__}: {error}): put the session "
-            f"together again and take the weights with add_model(model, state_dict='{folder / CHECKPOINT}')."
+            f"{folder} has weights, and no recipe that can be read ({type(error).__name__}: {error}): set up the "
+            f"session again, with the weights: add_model(model, state_dict='{folder / CHECKPOINT}')."
         ) from error
 
     history = _read_history(folder / HISTORY)
@@ -288,11 +284,11 @@ def read_run(folder: Path) -> SavedRun:
     ]
     end = progress.epoch + (row.fraction if within and row is not None else 0)
     history.annotations = [mark for mark in history.annotations if mark.epoch < end or (within and mark.epoch == end)]
-    if row is not None:  # its line may have been cut while it was written
+    if row is not None:  # its line in the file may be incomplete
         history.add(row)
 
-    recipe = replace(kept["recipe"], **sources)
-    state = TrainingState(history, progress, recipe, kept["original"], folder=folder.absolute())
+    recipe = replace(saved["recipe"], **sources)
+    state = TrainingState(history, progress, recipe, saved["original"], folder=folder.absolute())
     return SavedRun(state, weights)
 
 
@@ -300,4 +296,6 @@ def _read_history(path: Path) -> History:
     try:
         return History.from_jsonl(path.read_text() if path.exists() else "")
     except TypeError as error:
-        raise CheckpointError(f"{path} is no history of this version of quik_nb: {error}.") from error
+        raise CheckpointError(
+            f"{path} is not a history of this version of quik_nb ({error}), so the run cannot be resumed: train again."
+        ) from error

@@ -1,4 +1,4 @@
-"""The run folders under a folder, with what their histories say. No code in them is run, and nothing is changed."""
+"""Lists run folders with a summary of their histories. Only the histories are read, so no pickled code is run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,15 @@ from quik_nb.storage.checkpointer import CHECKPOINT, HISTORY
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run folder, from outside."""
+    """Summary of a run folder."""
 
     folder: Path
     epochs: int
     """whole epochs in its history"""
     best_epoch: int | None
-    """None where no epoch has a loss that can be compared"""
+    """None if no epoch has a loss that can be compared"""
     best_loss: float | None
-    """valid_loss of the best epoch, train_loss where there is no validation split"""
+    """valid_loss of the best epoch; train_loss if there is no validation split"""
     seconds: float
     """of all epochs together"""
     can_resume: bool
@@ -26,16 +26,18 @@ class ListedRun:
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """The run folders in a folder or in its data/, the oldest first.
+    """The run folders in a folder or in its data/ folder, oldest first.
 
     Args:
         folder: a session's `base_dir`, or its data folder.
 
     Raises:
-        CheckpointError: there is no such folder, or a history in it cannot be read.
+        CheckpointError: the folder does not exist, or a history in it cannot be read.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder, so it has no runs: pass the base_dir of a session, such as '.'.")
+        raise CheckpointError(
+            f"{folder} is not a folder, so it has no runs: pass the base_dir of a session, such as '.'."
+        )
     histories = [*folder.glob(f"run_*/{HISTORY}"), *folder.glob(f"data/run_*/{HISTORY}")]
     return [_listed(path) for path in sorted(histories)]
 
@@ -44,7 +46,7 @@ def _listed(path: Path) -> ListedRun:
     try:
         history = History.from_jsonl(path.read_text())
     except (TypeError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is no history that this version of quik_nb can read: {error}.") from error
+        raise CheckpointError(f"{path} is not a history that this version of quik_nb can read: {error}.") from error
 
     best = history.best
     return ListedRun(

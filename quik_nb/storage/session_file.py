@@ -1,7 +1,7 @@
-"""A whole session in one file: model, data, settings, history and how far it has come; and its weights for others.
+"""A whole session in one file (model, data, settings, history, training state), and export of weights as safetensors.
 
-The file is written with cloudpickle, so that classes and functions from notebook cells are in it. Reading it therefore
-runs code: read only files that you trust. `export` writes the weights alone as safetensors, which can hold no code.
+The file is written with cloudpickle, so it contains classes and functions from notebook cells, and reading it runs
+code: read only files that you trust. Safetensors files contain no code.
 """
 
 from dataclasses import replace
@@ -24,48 +24,58 @@ VERSION = 2
 
 
 def write_session(recipe: Recipe, state: TrainingState, model_factory: Any, path: Path) -> None:
-    """Write a session in one go: whoever reads finds the old file or the new one.
+    """Write a session atomically: a reader sees the old file or the new one.
 
     Args:
-        recipe: all parts and settings, with the samples and the model as it is.
-        state: how far the training has come.
-        model_factory: the function that made the model, or None.
+        recipe: all parts and settings, with samples and model.
+        state: of the training.
+        model_factory: the function that created the model, or None.
         path: of the file.
 
     Raises:
-        CheckpointError: a part cannot be written; the message names it.
+        CheckpointError: a part cannot be pickled; the message names it.
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, and a session is a file: use save({str(path / 'session.pt')!r}).")
-    before = state.trained_by
-    same = {split: before is not None and getattr(before, split) is getattr(recipe, split) for split in SPLITS}
+
     samples: dict[str, Any] = {split: compact(getattr(recipe, split)) for split in SPLITS}
-    slim = replace(recipe, **samples)
-    if before is not None:  # samples that were replaced since the last training are not kept
-        kept: dict[str, Any] = {split: samples[split] if same[split] else None for split in SPLITS}
-        before = replace(before, **kept)
-    # a session that is loaded saves into a folder of its own, so that two of them do not write into one
+    before = state.trained_by
+    if before is not None:
+        # both recipes share samples that are unchanged since the last training; replaced ones are not saved
+        unchanged = [split for split in SPLITS if getattr(before, split) is getattr(recipe, split)]
+        before_samples: dict[str, Any] = dict.fromkeys(SPLITS)
+        before_samples |= {split: samples[split] for split in unchanged}
+        before = replace(before, **before_samples)
+
+    # a loaded session gets its own run folder, so that two sessions never write into the same one
     earlier = state.earlier_folder if state.folder is None else (state.folder, state.progress.epoch)
-    kept_state = replace(state, trained_by=before, folder=None, earlier_folder=earlier)
-    content = {"recipe": slim, "state": kept_state, "model_factory": model_factory}
+    content = {
+        "kind": KIND,
+        "version": VERSION,
+        "recipe": replace(recipe, **samples),
+        "state": replace(state, trained_by=before, folder=None, earlier_folder=earlier),
+        "model_factory": model_factory,
+    }
     try:
-        write({"kind": KIND, "version": VERSION, **content}, path, pickle_module=pickling)
-    except Exception as error:  # anything may be in a recipe
-        culprits = ", ".join(n for n, part in vars(recipe).items() if not pickling.can_pickle(part)) or "a part of it"
+        write(content, path, pickle_module=pickling)
+    except Exception as error:  # a recipe may contain any object
+        names = [name for name, part in vars(recipe).items() if not pickling.can_pickle(part)]
+        culprits = ", ".join(names) or "a part of it"
         raise CheckpointError(
-            f"The session cannot be saved, since its {culprits} cannot be written ({error}): replace that step, save, "
-            f"and put it back. The weights alone are saved by torch.save(session.model.state_dict(), path)."
+            f"The session cannot be saved, since its {culprits} cannot be written ({error}): replace that part, save, "
+            f"and set it again; or save only the weights, torch.save(session.model.state_dict(), path)."
         ) from error
 
 
 def read_session(path: Path) -> tuple[Recipe, TrainingState, Any]:
-    """Recipe, state and the function that made the model from the file of a session; reading runs the code in it.
+    """Read recipe, state and model factory from the file of a session; this runs code in the file.
 
     Raises:
-        CheckpointError: there is no such file, or it holds something else.
+        CheckpointError: the file does not exist, cannot be read, or is not a session.
     """
     if not path.exists():
         raise CheckpointError(f"There is no file {path}: session.save({str(path)!r}) writes one.")
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
@@ -76,8 +86,8 @@ def read_session(path: Path) -> tuple[Recipe, TrainingState, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise CheckpointError(
-            f"{path} holds no session but a {type(content).__name__}: weights are taken by "
-            f"add_model(model, state_dict={str(path)!r}), a run folder by QuikSession.resume(folder)."
+            f"{path} contains a {type(content).__name__} and not a session: use add_model(model, "
+            f"state_dict={str(path)!r}) for weights, QuikSession.resume(folder) for a run folder."
         )
     if content["version"] != VERSION:
         raise CheckpointError(
@@ -87,21 +97,24 @@ def read_session(path: Path) -> tuple[Recipe, TrainingState, Any]:
 
 
 def export(model: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors: a file that holds tensors and nothing else, read by many tools.
+    """Write the weights as safetensors, a format without code that many tools read.
 
     Raises:
         QuikError: safetensors is not installed.
+        CheckpointError: `path` is a folder.
     """
     try:
         from safetensors.torch import save_file
     except ImportError as error:
         raise QuikError(
-            "export writes safetensors, and that package is not installed here: pip install 'quik_nb[safetensors]'"
+            "export needs the package safetensors, which is not installed: use pip install 'quik_nb[safetensors]'"
         ) from error
+
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: use export({str(path / 'model.safetensors')!r}).")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # copies, since tied weights, which share their memory, are refused
+
+    # copies, since safetensors rejects tied weights, which share memory
     state = {key: value.contiguous() for key, value in to_cpu_copy(model.state_dict()).items()}
     with replacing(path) as part:
         save_file(state, part, metadata={"format": "pt"})

@@ -293,10 +293,10 @@ def spoil_by_absence(path: Path) -> None:
 
 
 SPOILS = [
-    (spoil_by_cutting, "cannot be read.*session is as it was"),
-    (spoil_by_emptying, "cannot be read.*session is as it was"),
-    (spoil_by_words, "cannot be read.*session is as it was"),
-    (spoil_by_another_kind, "holds a list that is no state_dict"),
+    (spoil_by_cutting, "cannot be read.*session is unchanged"),
+    (spoil_by_emptying, "cannot be read.*session is unchanged"),
+    (spoil_by_words, "cannot be read.*session is unchanged"),
+    (spoil_by_another_kind, "contains a list that is not a state_dict"),
     (spoil_by_another_model, r"Missing there: 0\.weight.*Unknown here: weight, bias"),
     (spoil_by_another_size, r"0\.weight is \(9, 5\) there and \(8, 5\) here"),
     (spoil_by_absence, "There is no file"),

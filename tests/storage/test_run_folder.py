@@ -199,7 +199,7 @@ def test_a_checkpoint_in_an_epoch_and_what_came_after(tmp_path: Path) -> None:
 def test_a_history_of_another_version(tmp_path: Path) -> None:
     """A record with fields that this version does not know is refused by name."""
     folder = with_lines(tmp_path, '{"epoch": 1, "luck": 3}\n')
-    with pytest.raises(CheckpointError, match=r"history.jsonl is no history of this version.*luck"):
+    with pytest.raises(CheckpointError, match=r"history.jsonl is not a history of this version.*luck"):
         QuikSession.resume(folder)
 
 

@@ -107,7 +107,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="its metrics cannot be written"):
             session.save(tmp_path / "session.pt")
     assert not (tmp_path / "session.pt").exists()
-    with pytest.raises(CheckpointError, match="holds no session"):
+    with pytest.raises(CheckpointError, match="and not a session"):
         QuikSession.load(weights)
     with pytest.raises(CheckpointError, match="cannot be read"):
         QuikSession.load(tmp_path / "broken.pt")
