@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 SHORT = 120
 """Characters of a user's message that fit one line of a view."""
@@ -118,6 +119,12 @@ def gigabytes(size: int) -> str:
     ('1.2 GB', '0.01 GB')
     """
     return f"{size / 1e9:.{1 if size >= 1e8 else 2}f} GB"
+
+
+def short_path(path: str) -> str:
+    """A path as one would write it here: from the working folder on where it lies in it."""
+    inside = Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if inside else path
 
 
 def one_line(text: str, limit: int = SHORT) -> str:

@@ -14,6 +14,7 @@ from quik_nb.views import html
 from quik_nb.views.base import RunControls
 from quik_nb.views.budget import CLOCK, Budget, Clock
 from quik_nb.views.buttons import Buttons
+from quik_nb.views.format import short_path
 from quik_nb.views.mime import Publish, new_id, to_notebook
 from quik_nb.views.output import Printer
 from quik_nb.views.static_record import record, stand_in
@@ -33,6 +34,8 @@ REDRAWS: dict[type, dict[str, float]] = {
 }
 """What an event puts out of date, and how deep the part's account may be overdrawn for it."""
 VIEW_MIME = "application/vnd.jupyter.widget-view+json"
+NOTHING = {"text/html": "", "text/plain": ""}
+"""Of no height in a notebook, and in nbconvert no reason to warn, as an empty bundle would be."""
 NOTHING_YET = {"text/html": html.STYLE, "text/plain": ""}
 """A place in the page for what comes later. Its height is 0, or the page would jump before the widgets are there; it
 has the style, so that these are in their places from the first."""
@@ -133,7 +136,7 @@ class WidgetView:
         """Put the rows so far where a page finds them that cannot draw the widgets."""
         go_on = "As of the last save of this notebook. session.show() follows the run while its kernel lives"
         if self._folder:
-            go_on += f"; QuikSession.resume({self._folder!r}) goes on from it after that"
+            go_on += f"; QuikSession.resume({short_path(self._folder)!r}) goes on from it after that"
         self._outputs.save(stand_in(self._history, self._status, self._outputs.uid, go_on + "."))
 
     def _draw(self, group: "WidgetGroup") -> None:
@@ -175,7 +178,7 @@ class _Outputs:
     def end(self, bundle: dict[str, str]) -> None:
         """Put the last bundle into the plain output, and take the widgets away in one step."""
         self._publish(bundle, self._plain_id, update=True)
-        self._publish({}, self._widget_id, update=True)
+        self._publish(NOTHING, self._widget_id, update=True)
 
 
 def _with_rule(bundle: dict[str, str], uid: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from quik_nb.history import History
 from quik_nb.views.budget import ALLOWANCE, FRAME, SHARE, Budget, Clock
 from quik_nb.views.display_view import DisplayView
 from quik_nb.views.html import STYLE
-from quik_nb.views.widget import SAVED_SECONDS, VIEW_MIME, WidgetView
+from quik_nb.views.widget import NOTHING, SAVED_SECONDS, VIEW_MIME, WidgetView
 
 Make = Callable[..., Any]
 
@@ -120,7 +121,7 @@ def test_the_last_row_is_never_missing(page: Any, make: Make, make_events: Make,
     assert 11 == page.last["text/html"].split("<tbody>")[1].count("<tr>")
 
 
-@pytest.mark.parametrize(("make", "beside"), [(WidgetView, [{}]), (DisplayView, [])])
+@pytest.mark.parametrize(("make", "beside"), [(WidgetView, [NOTHING]), (DisplayView, [])])
 def test_the_end_replaces_the_live_view_by_the_record(page: Any, make: Make, beside: Any, make_events: Make) -> None:
     """What is left is one bundle that needs no widget, and where widgets were an output of nothing."""
     history = History()
@@ -138,7 +139,7 @@ def test_the_end_replaces_the_live_view_by_the_record(page: Any, make: Make, bes
 def test_a_page_without_the_widgets_shows_the_rows_so_far(page: Any, make_events: Make, make_clock: Make) -> None:
     """A plain output in front of the widgets, which hide it, holds table, curve and how to go on."""
     clock, history = make_clock(), History()
-    view = WidgetView(history, folder="data/run_1", clock=clock, publish=page)
+    view = WidgetView(history, folder=str(Path("data/run_1").resolve()), clock=clock, publish=page)
     for event in make_events(9)[:4]:
         clock.now += SAVED_SECONDS
         feed(view, history, event)
