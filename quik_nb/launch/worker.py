@@ -25,7 +25,7 @@ from quik_nb.launch.process_state import ProcessState, send_logs
 from quik_nb.launch.stdlib_patches import keep_sockets_in
 from quik_nb.launch.transfer import read_job
 from quik_nb.storage.checkpointer import Checkpointer
-from quik_nb.training.commands import AHEAD, SharedCommands
+from quik_nb.training.commands import MAX_STEPS_AHEAD, SharedCommands
 from quik_nb.training.job import Job
 from quik_nb.training.notebook_objects import changed, fingerprints, objects_of
 from quik_nb.training.rank import run_rank
@@ -138,7 +138,7 @@ def _join(config: WorkerConfig) -> World:
 
 
 def _train(config: WorkerConfig, job: Job, world: World, sender: "EventSender") -> None:
-    commands = SharedCommands(config.commands, config.rank, ahead=AHEAD if world.device.type == "cuda" else 1)
+    commands = SharedCommands(config.commands, config.rank, ahead=MAX_STEPS_AHEAD if world.device.type == "cuda" else 1)
     emit = sender.send if world.is_logger else partial(send_notices, sender)
     run_rank(job, world, commands, config.saver, partial(emit_and_tell, emit, NotebookCopies(job)))
 

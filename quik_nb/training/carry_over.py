@@ -1,6 +1,6 @@
-"""The state of a training as a value, and what of it still holds when the next run comes with a changed recipe.
+"""The state of a training between runs, and which parts of it a run with a changed recipe carries over.
 
-Nothing here trains, writes files or knows a session: states go in, states come out.
+Pure functions from states to states. What is not here: training, writing files (`storage/`), and the session.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,15 +17,15 @@ from quik_nb.training.progress import OptimizerProgress, Progress
 from quik_nb.training.pytree import to_cpu_copy
 from quik_nb.training.schedule import STEADY
 
-ANY_FORM = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_decay", "eps")
-"""Keywords of optimizers that change no moments."""
+WITHOUT_MOMENTS = ("fused", "foreach", "maximize", "differentiable", "lr", "weight_decay", "eps")
+"""Keywords of optimizers that do not affect which moments they have."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training is, over all calls of train(), until the model is replaced or the session is reset.
+    """The state of a training over all calls of train(), until the model is replaced or the session is reset.
 
-    A value: a run works on a state of its own, and the session takes that over when the run's first row has come home.
+    Immutable: a run starts from a new state, which replaces that of the session with the first row.
     """
 
     history: History = field(default_factory=History)
@@ -37,17 +37,17 @@ class TrainingState:
     initial_weights: dict[str, Any] | None = None
     """the weights before the first epoch"""
     loaded_epoch: int | None = None
-    """the epoch whose weights were loaded back, until a run trains on from them"""
+    """the epoch whose weights `load_epoch` loaded; None again once a run has continued from them"""
     folder: Path | None = None
-    """the run folder; None where nothing was saved yet"""
+    """the run folder; None if nothing was saved yet"""
     earlier_folder: tuple[Path, int] | None = None
-    """the run folder of the session that this one continues, and up to which epoch the weights there are ours"""
+    """the run folder of the session that this one continues, and the epoch before which its weights are valid here"""
 
 
 def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None) -> TrainingState:
-    """The state in which a run by this recipe starts. Pure: `state` stays as it is.
+    """The initial state of a run with this recipe; `state` is not changed.
 
-    Weights are always carried over. What else starts again, by what changed since the last run:
+    Weights are always carried over. What else starts again depends on what has changed since the last run:
 
     | changed                                   | starts again                                | annotation       |
     |-------------------------------------------|---------------------------------------------|------------------|
@@ -62,16 +62,16 @@ def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None)
     | accumulate, beside a DataLoader           | unfinished epoch, and a schedule by batches |                  |
     | weights of an earlier epoch were loaded   | unfinished epoch, and a schedule by batches | "from epoch N"   |
 
-    A schedule by batches starts again only where there was an unfinished epoch to discard after `load_epoch`, and after
-    any change of data or batches.
+    A schedule by batches starts again after any change of data or batches, and after `load_epoch` if there was an
+    unfinished epoch to discard.
 
     Args:
         state: of the session.
-        recipe: what the run trains by.
-        lr: the learning rate that this call was given; None where it was not.
+        recipe: of the run.
+        lr: the learning rate passed to this call; None if it was not passed.
     """
     progress, loaded = state.progress, state.loaded_epoch
-    if lr is not None and base_rate(progress) not in (None, lr):  # run.set_lr() left another one
+    if lr is not None and base_rate(progress) not in (None, lr):  # changed by run.set_lr()
         progress = progress.without_schedule()
     if state.trained_by is not None:
         progress = carry_over(progress, state.trained_by, recipe, other_weights=loaded is not None)
@@ -91,13 +91,13 @@ def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None)
 
 
 def carry_over(progress: Progress, old: Recipe, new: Recipe, other_weights: bool = False) -> Progress:
-    """What of the progress still holds under a changed recipe; `continue_from` has the table.
+    """The progress that a run with a changed recipe starts from; see the table in `continue_from`.
 
     Args:
         progress: of the last run.
-        old: the recipe it was trained by.
-        new: the recipe to train on by.
-        other_weights: whether those of an earlier epoch were loaded.
+        old: the recipe of the last run.
+        new: the recipe of the next run.
+        other_weights: whether weights of an earlier epoch were loaded.
     """
     if not same_loss(old, new):
         progress = progress.without_best()
@@ -108,7 +108,7 @@ def carry_over(progress: Progress, old: Recipe, new: Recipe, other_weights: bool
     carried = {name: _carried(name, each, trained.get(name), old, new) for name, each in going_on.items()}
     progress = replace(progress, optimizers=carried)
 
-    # with other batches, the steps of an unfinished epoch are no part of the epoch that they would complete
+    # an unfinished epoch cannot be completed with other batches
     discarded = other_weights and progress.step > 0
     if discarded or not _same_batches(old, new):
         progress = progress.at_epoch()
@@ -148,7 +148,7 @@ def _same_batches(old: Recipe, new: Recipe) -> bool:
 
 
 def base_rate(progress: Progress) -> float | None:
-    """The learning rate that the first group has, or that its schedule starts from; None before the first step."""
+    """The learning rate of the first parameter group, without its schedule; None before the first step."""
     first = next(iter(progress.optimizers.values()), OptimizerProgress())
     if first.state is None:
         return None
@@ -157,7 +157,7 @@ def base_rate(progress: Progress) -> float | None:
 
 
 def same_loss(old: Recipe, new: Recipe) -> bool:
-    """Whether losses before and after can be compared: both are of one criterion and one step."""
+    """Whether losses before and after can be compared: criterion and step are the same."""
     return same(
         (old.criterion, old.step, old.step_reduction),
         (new.criterion, new.step, new.step_reduction),
@@ -165,19 +165,19 @@ def same_loss(old: Recipe, new: Recipe) -> bool:
 
 
 def _parameters(spec: Optimizer | None, recipe: Recipe) -> object:
-    """What the optimizer's moments belong to: its class and form, and which parameters lie in which group."""
+    """What the optimizer's moments depend on: its class and switches, parameter groups and frozen parameters."""
     return spec and (spec.target, _form(spec), list(spec.groups), recipe.settings.freeze)
 
 
 def _form(spec: Spec) -> dict[str, Any]:
-    """The keywords that decide which moments there are: switches, and which numbers are zero."""
+    """The keywords that determine which moments an optimizer has: its switches, and which numbers are zero."""
     defaults = {name: p.default for name, p in spec.parameters.items() if p.default is not p.empty}
-    chosen = {name: value for name, value in {**defaults, **spec.keywords}.items() if name not in ANY_FORM}
+    chosen = {name: value for name, value in {**defaults, **spec.keywords}.items() if name not in WITHOUT_MOMENTS}
     return {name: bool(value) if isinstance(value, bool | int | float) else None for name, value in chosen.items()}
 
 
 def _keywords(spec: Optimizer | None, recipe: Recipe) -> object:
-    """Those of the optimizer that a schedule starts from."""
+    """The optimizer keywords that a schedule starts from."""
     if spec is None:
         return None
     groups = [optimizer_keywords(spec, recipe), *spec.groups.values()]

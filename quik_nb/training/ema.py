@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of a model, kept in a copy of it.
+"""Averaged weights: an exponential moving average (EMA) of a model, stored in a copy of it.
 
 What is not here: when it is updated (`updater.py`), and where it is saved (`loop.py`).
 """
@@ -15,14 +15,14 @@ from quik_nb.training.pytree import tree_map
 
 
 class AveragedWeights:
-    """A copy of a model whose weights follow it: `average = decay * average + (1 - decay) * weights` at each step.
+    """A copy of a model with averaged weights: `average = decay * average + (1 - decay) * weights` at each step.
 
-    Parameters and buffers of floating point are averaged; counters, such as the number of batches that a BatchNorm has
-    seen, are taken over as they are.
+    Floating-point parameters and buffers are averaged; integer buffers, such as BatchNorm's `num_batches_tracked`, are
+    copied.
 
     Args:
         model: to average; the first update copies its weights.
-        decay: between 0 and 1, weight of the past.
+        decay: weight of the previous average, between 0 and 1.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> average = AveragedWeights(model, decay=0.5)
@@ -34,15 +34,15 @@ class AveragedWeights:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module = copied_module(model)
+        self.module = copy_module(model)
         self.module.requires_grad_(False)
         self.count = 0
-        """updates so far"""
+        """number of updates so far"""
         self._average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights of now."""
+        """Update the average with the current weights."""
         averages, weights = list(_tensors(self.module)), list(_tensors(model))
         pairs = list(zip(averages, weights, strict=True))
         floating = [(average, weight) for average, weight in pairs if average.is_floating_point()]
@@ -52,6 +52,7 @@ class AveragedWeights:
                 average.copy_(weight)
         elif floating:
             self._average([average for average, _ in floating], [weight for _, weight in floating], self.count)
+
         for average, weight in pairs:
             if not average.is_floating_point():
                 average.copy_(weight)
@@ -63,18 +64,18 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
 
 
-def copied_module(model: nn.Module) -> nn.Module:
-    """A deep copy of a module, also of one that holds tensors with a graph behind them.
+def copy_module(model: nn.Module) -> nn.Module:
+    """A deep copy of a module, even if it has attributes that are non-leaf tensors.
 
-    torch copies no such tensors: an activation that a forward pass left on the module, or the weight that weight_norm
-    and prune compute anew in each forward. Their values are copied, without the graph.
+    torch cannot deepcopy such tensors: an activation stored on the module by a forward pass, or a weight that
+    weight_norm or prune computes in each forward pass. Their values are copied without the graph.
     """
     memo: dict[int, Any] = {}
 
-    def note(value: Any) -> None:
+    def add_detached(value: Any) -> None:
         if isinstance(value, Tensor) and not value.is_leaf:
             memo[id(value)] = value.detach().clone()
 
     for module in model.modules():
-        tree_map(note, {name: value for name, value in vars(module).items() if not name.startswith("_")})
+        tree_map(add_detached, {name: value for name, value in vars(module).items() if not name.startswith("_")})
     return deepcopy(model, memo)

@@ -1,4 +1,4 @@
-"""**The** loop: one rank of a training, from `RunStart` to `RunEnd`.
+"""The training loop of one rank, from `RunStart` to `RunEnd`.
 
     def fit(loop):
         for _ in loop.iter_epochs():
@@ -6,8 +6,8 @@
                 loop.train_step(batch)
             loop.end_epoch()
 
-`session.train()` is `session.traverse(fit)`: a loop of the user's own has the same pieces, the same view, stops and
-files, and gives the same numbers. Everything that happens is pushed into one `emit`:
+`session.train()` is `session.traverse(fit)`: a custom loop has the same methods, the same view, stops and files, and
+gives the same numbers. All events are passed to one function `emit`:
 
     RunStart
     for each epoch:
@@ -16,7 +16,7 @@ files, and gives the same numbers. Everything that happens is pushed into one `e
         snapshot              . checkpoint (rank 0) . EpochEnd
     RunEnd
 
-Nothing here draws, writes a file, knows a notebook or starts a process.
+What is not here: drawing, writing files, notebooks, and starting processes.
 """
 
 import math
@@ -50,40 +50,40 @@ from quik_nb.training.train_mode import begin_training_mode
 from quik_nb.training.world import World
 
 STOP_SECONDS = 5.0
-"""How long ranks that raise `StopTraining` wait for each other, beside the time of three steps."""
+"""How long ranks that raise `StopTraining` wait for each other, in addition to the time of three steps."""
 
 T = TypeVar("T")
 
 
-class Stopped(BaseException):  # a signal, which an `except Exception` in a user's loop must let pass
+class Stopped(BaseException):  # not an Exception, so that `except Exception` in a user's loop does not catch it
     """The run was stopped at a step boundary."""
 
 
 @dataclass
 class Position:
-    """Where a training stands."""
+    """Current epoch and step of a training."""
 
     epoch: int
     step: int
     """optimizer steps done in this epoch"""
-    drawn: bool = False
-    """whether all batches of the epoch were handed out"""
+    exhausted: bool = False
+    """whether all batches of the epoch were yielded"""
     rng_states: list[rng.State] | None = None
-    """of all ranks, to go on with in an epoch that was begun in an earlier call"""
+    """of all ranks, to continue an unfinished epoch of an earlier call"""
 
     def next_epoch(self) -> None:
-        """Stand at the beginning of the next epoch."""
+        """Move to the beginning of the next epoch."""
         self.epoch += 1
         self.step = 0
-        self.drawn = False
+        self.exhausted = False
 
 
 class Saves:
-    """Hands the state of each row to the checkpoint, with what was done to the run since the last one.
+    """Passes the state of each row to the checkpoint, with the annotations since the last row.
 
     Args:
-        world: this rank among the others.
-        checkpoint: what rank 0 hands its state to; None for nothing.
+        world: rank, world size and device.
+        checkpoint: receives the state on rank 0; None to save nothing.
     """
 
     def __init__(self, world: World, checkpoint: Checkpoint | None) -> None:
@@ -93,22 +93,22 @@ class Saves:
         """since the last row"""
 
     def begin(self, snapshot: Snapshot) -> None:
-        """Before the first step."""
+        """Call before the first step."""
         if self.checkpoint is not None:
             self.checkpoint.begin(snapshot)
 
     def save(self, snapshot: Snapshot) -> None:
-        """After a row, and before the event that tells of it."""
+        """Call after a row, and before its event is sent."""
         if self.checkpoint is not None:
             self.checkpoint(snapshot, self.annotations)
         self.annotations = []
 
 
 class Loop:
-    """A training on one rank: what a loop of your own is called with.
+    """The training on one rank: the argument of a custom loop that is passed to `session.traverse()`.
 
     Attributes:
-        metrics: `metrics.add_loss(loss)` counts a loss towards the epoch's mean, `metrics.add(kl=kl)` makes a column.
+        metrics: `metrics.add_loss(loss)` adds a loss to the epoch's mean, `metrics.add(kl=kl)` adds to a column.
 
     >>> def loop(session):
     ...     for epoch in session.iter_epochs():
@@ -142,12 +142,16 @@ class Loop:
 
     @property
     def model(self) -> nn.Module:
-        """The model: a module of your own class, with its methods, on any number of ranks."""
+        """The model, an instance of your own class (not wrapped in DistributedDataParallel), on the device."""
         return self._engine.model
 
     @property
     def criterion(self) -> Any:
-        """As `set_criterion` made it, on the device."""
+        """The criterion, as `set_criterion` defines it, on the device.
+
+        Raises:
+            RecipeError: no criterion was set.
+        """
         criterion = self._engine.forward_step.criterion
         if criterion is None:
             raise RecipeError(
@@ -158,7 +162,7 @@ class Loop:
 
     @property
     def world(self) -> World:
-        """This rank among the others: `rank`, `world_size`, `device`, `is_logger`."""
+        """`rank`, `world_size`, `device` and `is_logger` of this rank."""
         return self._engine.world
 
     @property
@@ -168,14 +172,18 @@ class Loop:
 
     @property
     def reason(self) -> str:
-        """Why the training ends before its last epoch, in words; empty while it does not."""
+        """Why the training ends before its last epoch, as text; empty otherwise."""
         return self._monitor.reason
 
-    # ------------------------------------------------------------------ the pieces of a loop
+    # ------------------------------------------------------------------ the methods of a loop
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of the session, the first of several, for those who step it themselves."""
+        """The session's optimizer, or the first of several, for loops that step it themselves.
+
+        Raises:
+            RecipeError: no optimizer was set.
+        """
         if not self._engine.updater.optimizers:
             raise RecipeError(
                 "session.optimizer was asked for, and none was set: use set_optimizer(optim.AdamW), or "
@@ -190,13 +198,16 @@ class Loop:
         return None if first is None else first.scheduler
 
     def register(self, name: str, thing: T) -> T:
-        """Keep an object of the loop's own: it gets back its state of an earlier call, which is saved with each row.
+        """Register an object whose state is saved with each row, and restored here in later calls of `traverse()`.
 
-        An optimizer has the column `lr_NAME`, or `lr` where no other steps, and `backward(loss, NAME)` steps it.
+        An optimizer has the column `lr_NAME`, or `lr` if it is the only one, and `backward(loss, NAME)` steps it.
 
         Args:
-            name: a word, the same in each call.
-            thing: an optimizer, a scheduler, a module, or anything else with `state_dict` and `load_state_dict`.
+            name: an identifier, the same in each call.
+            thing: an optimizer, a scheduler, a module, or any object with `state_dict` and `load_state_dict`.
+
+        Returns:
+            `thing` itself.
 
         >>> def loop(session):
         ...     optimizer = session.register("main", torch.optim.Adam(session.model.parameters(), lr=1e-3))
@@ -205,7 +216,7 @@ class Loop:
         return thing
 
     def iter_epochs(self) -> Iterator[int]:
-        """The epochs still to train: a run that goes on starts where it stood."""
+        """The epochs to train, counted from 0; a continued training starts with the first unfinished one."""
         position = self._position
         while position.epoch < self._job.epochs and not self.reason:
             begin_training_mode(self.model, self.settings.eval_modules)
@@ -222,10 +233,13 @@ class Loop:
                 )
 
     def loader(self, split: str = "train") -> Iterator[Any]:
-        """This rank's batches of a split, on the device; those of "train" draw the bar and follow a stop.
+        """This rank's batches of a split, on the device; those of "train" drive the progress bar and obey commands.
 
         Args:
             split: "train", "valid" or "test".
+
+        Raises:
+            RecipeError: there is no such split, or the batches of this epoch are exhausted already.
         """
         __tracebackhide__ = True
         for batch in self.batches(split):
@@ -235,21 +249,24 @@ class Loop:
                 yield batch.data
 
     def batches(self, split: str = "train") -> Iterator[Batch]:
-        """As `loader`, with what the kit knows of each batch: its samples, those of its step, whether it is the last.
+        """As `loader`, but yields `Batch` objects, with numbers of samples and whether a batch is the last of a step.
 
         Args:
             split: "train", "valid" or "test".
+
+        Raises:
+            RecipeError: there is no such split, or the batches of this epoch are exhausted already.
         """
         __tracebackhide__ = True
         if split == "train":
             return self._train_batches()
         source = getattr(self._job.recipe, split, None) if split in SPLITS else None
         if source is None:
-            raise RecipeError(f"loader({split!r}): there is no such split; add_data({split}=...) sets one.")
+            raise RecipeError(f"loader({split!r}): there is no such split: use add_data({split}=...).")
         return eval_batches(source, self._job.recipe, self.world, self._notify).epoch(self.settings.seed, 0)
 
     def autocast(self) -> Autocast:
-        """The context of a forward pass; nothing where `precision` is fp32."""
+        """The autocast context for a forward pass, by the setting `precision`; it does nothing for fp32."""
         return self._engine.autocast
 
     def train_step(self, batch: Batch) -> StepOutput:
@@ -261,21 +278,24 @@ class Loop:
         return output
 
     def backward(self, loss: Tensor, optimizer: str | None = None) -> None:
-        """The backward pass of a loss; after the last micro-batch of a step: clip, step, zero, scheduler.
+        """Backward pass; after the last micro-batch of a step also clip, optimizer step, zero_grad, scheduler step.
 
         Args:
-            loss: one number, the mean over the samples of the batch.
-            optimizer: the name of the one that steps by this loss alone, with all gradients zeroed before; None for
-                those of the session.
+            loss: a scalar, the mean over the samples of the batch.
+            optimizer: name of an optimizer to step by this loss alone, after all gradients were zeroed; None for the
+                session's optimizers.
+
+        Raises:
+            RecipeError: the loss is not a scalar tensor, or the optimizer cannot be stepped this way.
         """
         self._engine.backward(loss, self.metrics.current_batch, optimizer)
 
     def validate(self) -> dict[str, float]:
-        """`valid_loss` and the metrics of the validation split now; `end_epoch` does it by itself."""
+        """`valid_loss` and the metrics of the validation split; `end_epoch` calls this if needed."""
         __tracebackhide__ = True
         if self._validation.batches is None:
             return {}
-        self._check_losses()  # rather than metrics that choke on NaN
+        self._check_losses()  # first, since metrics may fail on NaN with another error
         self._engine.parallel.sync_buffers()
 
         commands = self._boundary.commands
@@ -287,30 +307,34 @@ class Loop:
 
         loss = evaluation.loss()
         if loss is None:
-            raise Stopped  # the steps of the epoch are done, its row is not
+            raise Stopped  # all steps of the epoch are done, but there is no row yet
         return {"valid_loss": loss, **evaluation.columns()}
 
     def end_epoch(self, values: Mapping[str, Any] | None = None) -> None:
-        """Close the epoch: validate, step the scheduler, save, draw (all ranks participate).
+        """End the epoch: validate, step the scheduler, save, send the row to the views (all ranks participate).
 
         Args:
-            values: `valid_loss` and further columns that the loop measured itself, of which the mean over the ranks
-                counts; None to validate here.
+            values: `valid_loss` and further columns that the loop computed itself, averaged over ranks; None to
+                validate here.
+
+        Raises:
+            RecipeError: a value is not a number.
+            DivergenceError: the loss of this epoch is NaN or infinite.
         """
         __tracebackhide__ = True
-        self._close_epoch(self._measured(values))
+        self._close_epoch(self._validation_columns(values))
 
-        goes_on = self._position.epoch < self._job.epochs and not self.reason
-        if goes_on and self._stop_agreed():
+        continues = self._position.epoch < self._job.epochs and not self.reason
+        if continues and self._stop_agreed():
             raise Stopped
 
     def next_epoch(self) -> None:
-        """Stand at the beginning of the next epoch without closing this one: no row, no validation."""
+        """Move to the next epoch without ending this one: no row, no validation."""
         self._position.next_epoch()
         self._record = EpochRecord(self._job.recipe, self.world, self._boundary.clock)
 
     def step_loss(self) -> float:
-        """The loss of the latest optimizer step, over its micro-batches on this rank; waits for the device."""
+        """The loss of the latest optimizer step, over its micro-batches on this rank; synchronizes with the device."""
         self._record.losses.read()
         return self._record.losses.last_step
 
@@ -322,7 +346,7 @@ class Loop:
 
     def _train_batches(self) -> Iterator[Batch]:
         __tracebackhide__ = True
-        if self._position.drawn:
+        if self._position.exhausted:
             raise RecipeError(
                 f"The loop draws the batches of epoch {self._position.epoch} a second time, and all have been trained "
                 f"on: make all updates of a batch in one pass, and call session.end_epoch() after it."
@@ -332,7 +356,7 @@ class Loop:
 
         at_boundary = True
         while True:
-            # before the next batch is drawn: what it takes of the random numbers must not be lost
+            # before the next batch is drawn, so that the saved random number state does not include its draws
             if at_boundary:
                 self._follow_commands()
 
@@ -340,7 +364,7 @@ class Loop:
             batch = next(batches, None)
             self._record.waited += self._boundary.clock() - before
             if batch is None:
-                self._position.drawn = True
+                self._position.exhausted = True
                 return
 
             self._engine.begin_batch(batch)
@@ -353,7 +377,7 @@ class Loop:
                 self._send_heartbeat()
 
     def _restore_rng(self) -> None:
-        """Go on with this rank's random numbers; with new ones, equally sure, where there were other ranks before."""
+        """Restore this rank's generators in an unfinished epoch; reseed them if the number of ranks has changed."""
         states, self._position.rng_states = self._position.rng_states, None
         if states is None:
             return
@@ -368,7 +392,7 @@ class Loop:
         self._boundary.step_done()
 
     def count_own_step(self) -> None:
-        """Count a step of a loop that draws its batches elsewhere, and follow commands there."""
+        """Count a step of a loop with batches of its own, and follow commands there."""
         self._engine.forward_step.begin_batch()
         self._step_done()
         if self._boundary.heartbeat_is_due():
@@ -377,7 +401,7 @@ class Loop:
 
     def _follow_commands(self) -> None:
         self._boundary.limit_run_ahead()
-        # what is asked for after the last step is followed at the end of the epoch
+        # commands after the last step are followed at the end of the epoch
         if not self._boundary.commands.pending or self._position.step == self._train.steps:
             return
 
@@ -402,22 +426,22 @@ class Loop:
         self._emit(annotation)
 
     def _fraction(self) -> float:
-        """Of this epoch that is trained; half of it where its length is not known."""
+        """The fraction of this epoch that is trained; 0.5 if its length is unknown."""
         return self._position.step / self._train.steps if self._train.steps else 0.5
 
     def _check_losses(self) -> None:
-        """A loss that is no number ends the training here rather than at the epoch's end."""
+        """Raise a DivergenceError as soon as a loss is NaN or infinite, before the end of the epoch."""
         __tracebackhide__ = True
         updater = self._engine.updater
         self._record.check(self._position.epoch, updater.lr, updater.scaler is not None)
 
     def _send_heartbeat(self, phase: str = "train", step: int | None = None, steps: int | None = None) -> None:
-        """Send a sign of life.
+        """Send a heartbeat.
 
         Args:
             phase: "train" or "valid".
             step: batches done in validation.
-            steps: of validation in all, where that is known.
+            steps: total batches of validation; None if unknown.
         """
         __tracebackhide__ = True
         self._check_losses()
@@ -431,32 +455,35 @@ class Loop:
 
     # ------------------------------------------------------------------ the end of an epoch
 
-    def _measured(self, values: Mapping[str, Any] | None) -> dict[str, float]:
-        """The columns of validation: what the loop measured itself, else what is measured here.
+    def _validation_columns(self, values: Mapping[str, Any] | None) -> dict[str, float]:
+        """The columns of validation: those that the loop passed to `end_epoch`, otherwise those of `validate()`.
 
-        Of what a loop measured the mean over the ranks that tell it counts: a rate or an end hangs on it on all ranks.
+        Values of a loop are averaged over the ranks that passed them: schedulers and early stopping depend on them,
+        and must decide the same on all ranks.
         """
         __tracebackhide__ = True
         if not self._job.has_own_loop:
-            return self._validated()
+            return self._validate_or_save()
 
-        told = self.world.gather(None if values is None else plain_numbers(values))
-        given = [each for each in told if each is not None]
-        if not given:
-            return self._validated()
-        names = dict.fromkeys(name for each in given for name in each)
-        measured = {name: [each[name] for each in given if name in each] for name in names}
-        return {name: sum(each) / len(each) for name, each in measured.items()}
+        gathered = self.world.gather(None if values is None else plain_numbers(values))
+        of_ranks = [each for each in gathered if each is not None]
+        if not of_ranks:
+            return self._validate_or_save()
 
-    def _validated(self) -> dict[str, float]:
+        names = dict.fromkeys(name for each in of_ranks for name in each)
+        columns = {name: [each[name] for each in of_ranks if name in each] for name in names}
+        return {name: sum(column) / len(column) for name, column in columns.items()}
+
+    def _validate_or_save(self) -> dict[str, float]:
+        """Validate; if that fails, save the steps of the epoch first."""
         __tracebackhide__ = True
         try:
             return self.validate()
         except (DivergenceError, StopTraining):
             raise
         except Exception:
-            # such as of a metric: the epoch is trained, and is not to be lost for it; but not where another rank may
-            # not have failed, and would be waited for
+            # a metric that fails must not cost a trained epoch; on several ranks, saving could wait forever for ranks
+            # that did not fail
             if self.world.world_size == 1:
                 self.save_partial()
             raise
@@ -491,34 +518,34 @@ class Loop:
             self._notify(cause, text)
 
     def _values(self) -> dict[str, float]:
-        """Columns of the further numbers that a step or loop of the user's own gave (all ranks participate)."""
+        """Columns of further numbers from a custom step or loop (all ranks participate)."""
         may_have = self._job.recipe.step is not None or self._job.has_own_loop
         return self._record.values.compute(self.world) if may_have else {}
 
     def _agreed_sums(self) -> tuple[float, float]:
-        """Loss and count over all ranks, and in the same message the proof that ranks hold one model."""
+        """Loss and count over all ranks; the same all-reduce checks that all ranks have the same model."""
         is_last = self._position.epoch + 1 == self._job.epochs
         total, count, *proof = self._record.sums(*self._agreement.words(is_last))
         self._agreement.check(proof)
         return total, count
 
     def _stop_agreed(self) -> bool:
-        """Whether a stop was asked for that all ranks can follow here, at the epoch's end."""
-        asked = self._boundary.commands.stop_requested
+        """Whether a stop was requested, agreed by all ranks, at the end of an epoch."""
+        requested = self._boundary.commands.stop_requested
         if self.world.world_size == 1:
-            return asked
-        own = torch.tensor(float(self.world.is_logger and asked), device=self.world.device)
-        return bool(self.world.sum(own))
+            return requested
+        flag = torch.tensor(float(self.world.is_logger and requested), device=self.world.device)
+        return bool(self.world.sum(flag))
 
     # ------------------------------------------------------------------ state
 
     def save_partial(self) -> None:
-        """Save the state within an epoch, with a row that says how much of it is trained (all ranks participate)."""
+        """Save the state within an epoch and send its row, which has a `fraction` (all ranks participate)."""
         if self._position.step:
             self._emit(EpochEnd(self._checkpoint_within()))
 
     def _checkpoint_within(self) -> Row:
-        """Save the state within an epoch; gives its row (all ranks participate)."""
+        """Save the state within an epoch, and return its row (all ranks participate)."""
         position, record = self._position, self._record
         total, count = record.sums()
         self._check_losses()
@@ -532,11 +559,11 @@ class Loop:
         return row
 
     def snapshot(self, row: Row | None = None, **within: Any) -> Snapshot:
-        """The state as it is now, with the weights that validation saw (all ranks participate).
+        """The current state, with the weights that validation uses (all ranks participate).
 
         Args:
             row: the last one; None before the first.
-            within: sums, seconds and random states of an epoch under way, by the names of `Progress`.
+            within: sums, seconds and generator states of an unfinished epoch, by the field names of `Progress`.
         """
         progress = Progress(
             epoch=self._position.epoch,
@@ -551,7 +578,7 @@ class Loop:
     # ------------------------------------------------------------------ the run
 
     def run(self) -> None:
-        """Run the job's loop from beginning to end."""
+        """Run the job's loop to its end."""
         __tracebackhide__ = True
         self._saves.begin(self.snapshot())
         self._emit(self._start())
@@ -568,10 +595,10 @@ class Loop:
         self._emit(RunEnd("finished", self.reason))
 
     def _leave_step(self) -> None:
-        """Leave out the step in which `StopTraining` was raised, as all ranks must have done.
+        """Discard the step in which `StopTraining` was raised, which must be the same on all ranks.
 
         Raises:
-            WorkerError: it was not raised on all of them.
+            WorkerError: it was not raised on all ranks.
         """
         epoch, step = self._position.epoch, self._position.step
         seconds = STOP_SECONDS + 3 * self._record.seconds / max(1, step)
@@ -591,7 +618,7 @@ class Loop:
         columns += [f"train_{name}" for name in recipe.metrics if recipe.metrics_on_train and not job.has_own_loop]
         columns += ["grad_norm"] if self.settings.clip_norm is not None else []
         parameters = {"gradients": self._engine.parallel.reason} if self._engine.parallel.reason else {}
-        if recipe.scheduler is not None:  # a view then has a place for the learning rate from the start
+        if recipe.scheduler is not None:  # so that a view can reserve space for the learning rate
             parameters["scheduler"] = recipe.scheduler.name
         return RunStart(
             self._position.epoch,
@@ -605,24 +632,24 @@ class Loop:
 
 
 class LoopMetrics:
-    """The losses and further numbers of the epoch under way, in a loop of the user's own."""
+    """The losses and further columns of the current epoch, in a custom loop."""
 
     def __init__(self, loop: Loop) -> None:
         self.batch: Batch | None = None
-        """the one that the loop has in its hands; None in a loop that draws its batches elsewhere"""
+        """the current batch of `loader("train")`; None in a loop with batches of its own"""
         self._loop = loop
 
     @property
     def current_batch(self) -> Batch:
-        """The batch that a loss is of: one sample on each rank where the loop draws its batches elsewhere."""
+        """The batch that a loss belongs to; in a loop with batches of its own, one sample per rank."""
         return self.batch or Batch(None, 1, self._loop.world.world_size)
 
     def add_loss(self, loss: Tensor, samples: int | None = None) -> None:
-        """Count a loss towards the epoch's mean.
+        """Add a loss to the epoch's mean.
 
         Args:
             loss: the mean over the samples of a batch.
-            samples: how many; None for those of the current batch of `loader("train")`, or 1 in a loop without it.
+            samples: their number; None for that of the current batch of `loader("train")`, or 1 in a loop without it.
         """
         loop, batch = self._loop, self.current_batch
         forward = loop._engine.forward_step
@@ -631,14 +658,14 @@ class LoopMetrics:
             batch = batch._replace(samples=samples)
 
         loop._record.add_loss(loss.detach(), batch, count, forward.reduction)
-        if self.batch is None:  # the loop draws its batches elsewhere, so this is all that tells of a step
+        if self.batch is None:  # a loop with batches of its own: this call is the only sign of a step
             loop.count_own_step()
 
     def add(self, **values: Any) -> None:
-        """Count further numbers towards columns of the epoch: each is a mean over the samples of the batch.
+        """Add further numbers to columns of the epoch.
 
         Args:
-            values: by the name of their column.
+            values: means over the samples of the batch, by the name of their column.
         """
         self._loop._record.values.add(values, self.current_batch.samples)
 

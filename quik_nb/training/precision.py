@@ -1,4 +1,4 @@
-"""Mixed precision: which dtype a forward pass computes in, and the context in which it does."""
+"""Mixed precision: the autocast dtype for a device, and the autocast context of a forward pass."""
 
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -8,14 +8,14 @@ import torch
 
 
 class Autocast(AbstractContextManager[None]):
-    """The context of a forward pass: `torch.autocast` where there is a dtype, nothing otherwise.
+    """The context of a forward pass: `torch.autocast` if there is an autocast dtype, otherwise it does nothing.
 
-    It can be entered again within itself. One object of torch's own that is nested in itself forgets the state of
-    before, and leaves autocast switched on for good.
+    It is reentrant, unlike a `torch.autocast` object: nested in itself, that one loses the previous state and leaves
+    autocast enabled.
 
     Args:
         device: of the forward pass.
-        precision: "fp32", "bf16", "fp16" or "auto", as the setting.
+        precision: "fp32", "bf16", "fp16" or "auto", as the setting `precision`.
 
     >>> caster = Autocast(torch.device("cpu"), "bf16")
     >>> with caster, caster:
@@ -32,7 +32,7 @@ class Autocast(AbstractContextManager[None]):
 
     @property
     def needs_scaling(self) -> bool:
-        """Whether losses must be scaled: fp16 on a GPU loses small gradients; bf16 has the range of fp32."""
+        """Whether losses must be scaled: small gradients underflow in fp16; bf16 has the range of fp32."""
         return self.dtype is torch.float16 and self.device.type == "cuda"
 
     def __enter__(self) -> None:
@@ -49,7 +49,7 @@ class Autocast(AbstractContextManager[None]):
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast on this device; None for none.
+    """The autocast dtype for a precision on a device; None for no autocast.
 
     >>> resolve_precision("bf16", torch.device("cpu"))
     torch.bfloat16

@@ -1,4 +1,4 @@
-"""How far a training has come: all that it takes to go on from there, as plain values and tensors."""
+"""`Progress`, the state that a training continues from, as plain values and tensors; `Snapshot` adds the weights."""
 
 import math
 from collections.abc import Mapping
@@ -13,85 +13,86 @@ from quik_nb.training.pytree import to_cpu_copy
 
 
 class OptimizerProgress(NamedTuple):
-    """What one optimizer and its schedule go on from."""
+    """The state that one optimizer and its schedule continue from."""
 
     state: dict[str, Any] | None = None
-    """of the optimizer: rates and moments; None where they start anew"""
+    """state_dict of the optimizer; None to start from scratch"""
     scheduler: dict[str, Any] | None = None
-    """state of the scheduler; None where there is none, or it starts again"""
+    """state_dict of the scheduler; None if there is none, or to start from scratch"""
     schedule_end: int = 0
-    """the epoch at which the schedule ends; 0 for one that starts again"""
+    """the epoch at which the schedule ends; 0 if it starts from scratch"""
     schedule_start: tuple[int, int] = (0, 0)
-    """epoch and step at which it began"""
+    """epoch and step at which the schedule began"""
     last_lr: float | None = None
-    """the learning rate of the latest step"""
+    """learning rate of the latest step"""
     parameters: list[tuple[str, tuple[int, ...]]] | None = None
     """names and shapes of the parameters that the moments belong to"""
     steps: int = 0
-    """made since the schedule began"""
+    """optimizer steps since the schedule began"""
 
     def without_schedule(self) -> "OptimizerProgress":
-        """The same, with a schedule that starts again from the next step on."""
+        """A copy whose schedule starts again with the next step."""
         return self._replace(scheduler=None, schedule_end=0)
 
     def without_moments(self) -> "OptimizerProgress":
-        """The same without the optimizer's moments, and so without the schedule that changes its rates."""
+        """A copy without the optimizer's moments, and so without its schedule."""
         return self.without_schedule()._replace(state=None)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come, and all state that is not weights: what the next call of train() goes on from."""
+    """The state of a training without its weights: what the next call of train() continues from."""
 
     epoch: int = 0
     """whole epochs done"""
     step: int = 0
-    """optimizer steps done in the epoch after those"""
+    """optimizer steps done in the unfinished epoch after those"""
     best: float = float("inf")
-    """lowest score of an epoch so far"""
+    """lowest score (valid_loss, else train_loss) of an epoch so far"""
     best_for_patience: float = float("inf")
-    """the latest score that was better by enough, from which early stopping counts"""
+    """the latest score that improved by at least `min_delta`, the reference of early stopping"""
     loss_sum: float = 0.0
-    """of the samples trained in the unfinished epoch"""
+    """loss of the samples trained in the unfinished epoch"""
     loss_count: float = 0.0
-    """what that is divided by: samples, or what the criterion counts instead"""
+    """the divisor of `loss_sum`: samples, or what the criterion counts instead"""
     norm_sum: float = 0.0
-    """of the gradients' norms in it"""
+    """sum of gradient norms in the unfinished epoch"""
     norm_count: int = 0
-    """how many those are"""
+    """number of gradient norms in the unfinished epoch"""
     skipped: int = 0
-    """steps in it that were left out, as a gradient overflowed"""
+    """steps of the unfinished epoch that the loss scaler skipped, since a gradient overflowed"""
     seconds: float = 0.0
-    """spent in the unfinished epoch"""
+    """time spent in the unfinished epoch"""
     optimizers: Mapping[str, OptimizerProgress] = field(default_factory=dict)
-    """by the optimizer's name"""
+    """by name of the optimizer"""
     registered: Mapping[str, Any] = field(default_factory=dict)
-    """states of what a loop of the user's own registered, by name"""
+    """state_dicts of the objects that a custom loop registered, by name"""
     scaler: dict[str, Any] | None = None
+    """state_dict of the loss scaler"""
     average: dict[str, Any] | None = None
-    """averaged weights, the trained ones behind them, and the number of steps they average"""
+    """averaged weights, the trained weights, and the number of averaged steps"""
     unsaved_buffers: dict[str, Any] | None = None
-    """the non-persistent buffers of the model by name, which no state dict has"""
+    """the model's non-persistent buffers by name, which a state_dict does not contain"""
     epochs_without_improvement: int = 0
-    """epochs since that one, for early stopping"""
+    """epochs since `best_for_patience`, for early stopping"""
     rng_states: list[rng.State] | None = None
-    """generator states of all ranks, within an epoch only; each epoch starts from a seed of its own"""
+    """generator states of all ranks within an epoch; None at its start, where generators are seeded"""
 
     def without_schedule(self) -> "Progress":
-        """The same, with schedules that start again from the next step on."""
+        """A copy whose schedules start again with the next step."""
         return replace(self, optimizers={name: each.without_schedule() for name, each in self.optimizers.items()})
 
     def without_best(self) -> "Progress":
-        """The same, with a best loss and a patience that start again."""
+        """A copy whose best loss and patience start again."""
         return replace(self, best=math.inf, best_for_patience=math.inf, epochs_without_improvement=0)
 
     def at_epoch(self) -> "Progress":
-        """The same without what was done of the unfinished epoch."""
+        """A copy without the steps of the unfinished epoch."""
         counted = ("step", "loss_sum", "loss_count", "norm_sum", "norm_count", "skipped", "seconds", "rng_states")
         return replace(self, **{name: getattr(Progress, name) for name in counted})
 
     def copy(self) -> "Progress":
-        """The same on the CPU, which later training does not change."""
+        """A copy on the CPU, independent of the training."""
         return Progress(**{name: to_cpu_copy(getattr(self, name)) for name in Progress.__dataclass_fields__})
 
 
@@ -109,15 +110,15 @@ def unsaved_buffers(model: nn.Module) -> dict[str, Any]:
 
 
 class Snapshot(NamedTuple):
-    """The state of a training after the last row that was shown."""
+    """The state of a training at the end of a row."""
 
     weights: dict[str, Any]
     progress: Progress
     row: Row | None = None
-    """that last row, which a worker that was killed may have kept and not have told of; None before the first"""
+    """the last row, which a killed worker may have saved and not reported; None before the first"""
 
     def load_into(self, model: nn.Module) -> None:
-        """Put the weights into a model, and the buffers that no state dict has."""
+        """Load weights and non-persistent buffers into a model."""
         model.load_state_dict(self.weights)
         buffers = self.progress.unsaved_buffers or {}
         for name, buffer in model.named_buffers():
@@ -125,5 +126,5 @@ class Snapshot(NamedTuple):
                 buffer.copy_(buffers[name])
 
     def copy(self) -> "Snapshot":
-        """The same on the CPU, which later training does not change."""
+        """A copy on the CPU, independent of the training."""
         return Snapshot(to_cpu_copy(self.weights), self.progress.copy(), self.row)

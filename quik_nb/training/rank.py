@@ -1,4 +1,7 @@
-"""One rank of a training, from beginning to end: what is taken from the user for its time, and given back after it."""
+"""Sets up one rank of a training, runs it, and restores the user's objects afterwards.
+
+What is not here: the loop (`loop.py`), and how ranks are started (`launch/`).
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -31,15 +34,15 @@ def run_rank(
     emit: Emit,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """One rank of a training, from beginning to end; all that is the user's is given back as it was.
+    """Run one rank of a training to its end, and restore the user's objects.
 
     Args:
-        job: what to train and how far; its model is trained in place.
-        world: this rank among the others.
-        commands: what is asked of the run on its way.
-        checkpoint: what rank 0 hands its state to; None for nothing.
-        emit: is called with every event, on each rank with its own.
-        clock: gives seconds, for tests.
+        job: what to train and up to which epoch; its model is trained in place.
+        world: rank, world size and device.
+        commands: requests of the user, such as a stop.
+        checkpoint: receives the state on rank 0; None to save nothing.
+        emit: called with every event of this rank.
+        clock: returns seconds; replaced in tests.
     """
     __tracebackhide__ = True
     with loop_of(job, world, emit, commands, checkpoint, clock) as loop:
@@ -55,10 +58,10 @@ def loop_of(
     checkpoint: Checkpoint | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Loop]:
-    """The loop of a job, as `run_rank` has it.
+    """The loop of a job, with the arguments of `run_rank`.
 
-    What is taken from the user for the time of the training is given back in reverse order, whatever fails: random
-    numbers, torch's switches, the model's device and modes, gradients, frozen flags, the criterion, hooks.
+    All of the user's objects are restored in reverse order, even after an error: random number generators, torch's
+    global switches, the model's device and training mode, gradients, frozen flags, the criterion, hooks.
     """
     recipe, model = job.recipe, job.model
 
@@ -71,7 +74,7 @@ def loop_of(
         given_back.enter_context(model_on(model, world.device))
         given_back.enter_context(preserve_training_mode(model))
 
-        # gradients of a manual backward() are dropped, and ours are left to nobody
+        # drop gradients left by a manual backward(), and leave none behind
         model.zero_grad()
         given_back.callback(model.zero_grad)
         given_back.callback(unfreeze, list(freeze(model, recipe.settings.freeze)))
@@ -87,7 +90,7 @@ def loop_of(
             tell(
                 "criterion has parameters",
                 f"The criterion has parameters of its own ({', '.join(loose)}), which the optimizer does not train: "
-                f"make it a part of the model, or switch them off with requires_grad_(False).",
+                f"make it a part of the model, or use requires_grad_(False).",
             )
 
         by_hooks = "the loop is your own" if job.has_own_loop else ""
@@ -108,22 +111,22 @@ def loop_of(
 
 @contextmanager
 def model_on(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model on a device for a while."""
-    home = next((parameter.device for parameter in model.parameters()), device)
+    """Move the model to a device, and back afterwards."""
+    original = next((parameter.device for parameter in model.parameters()), device)
     model.to(device)
     try:
         yield
     finally:
-        model.to(home)
+        model.to(original)
 
 
 def unfreeze(parameters: list[nn.Parameter]) -> None:
-    """Switch on the gradients of parameters that were frozen for a while."""
+    """Set `requires_grad` of parameters that were frozen during the training."""
     for parameter in parameters:
         parameter.requires_grad_(True)
 
 
 def parameters_of(criterion: object) -> list[str]:
-    """The names of a criterion's own parameters, which nobody trains."""
+    """The names of a criterion's own parameters that require gradients."""
     named = criterion.named_parameters() if isinstance(criterion, nn.Module) else ()
     return [name for name, parameter in named if parameter.requires_grad]

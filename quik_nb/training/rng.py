@@ -1,7 +1,7 @@
-"""Random numbers: every epoch starts from a seed of its own, and the user's generators are given back as they were.
+"""Random number generators: seeds for each epoch, saving and restoring of states.
 
-Seeding each epoch from (seed, epoch, rank) makes two trainings of two epochs equal to one of four, and lets a resumed
-run go on at an epoch's start without any saved state; within an epoch the captured state does that.
+Seeding each epoch from (seed, epoch, rank) makes two calls of two epochs equal to one call of four, and lets a training
+resume at the start of an epoch without saved generator states; within an epoch, captured states are restored.
 """
 
 import random
@@ -16,7 +16,7 @@ State = dict[str, Any]
 
 
 def capture(device: torch.device | None = None) -> State:
-    """The state of the generators of Python, NumPy and torch, and of this device."""
+    """The states of the generators of Python, NumPy and torch, and of a CUDA or MPS device."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: State = {
         "python": random.getstate(),
@@ -31,7 +31,7 @@ def capture(device: torch.device | None = None) -> State:
 
 
 def restore(state: State, device: torch.device | None = None) -> None:
-    """Put back what `capture` took; the state of another kind of device is left aside."""
+    """Restore states from `capture`; that of a device of another type is ignored."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, position, has_gauss, gauss = state["numpy"]
@@ -44,7 +44,7 @@ def restore(state: State, device: torch.device | None = None) -> None:
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0, step: int = 0) -> int:
-    """A seed for one epoch on one rank, from a step on; all of them give unrelated streams."""
+    """The seed for an epoch on a rank, starting at a step; different arguments give independent streams."""
     numbers = [seed, epoch, rank, *([step] if step else [])]
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
 
@@ -58,10 +58,10 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def preserved(device: torch.device | None = None) -> Iterator[None]:
-    """Whatever is drawn inside, the generators, those of all GPUs too, are afterwards as they were before.
+    """Restore all generators afterwards, including those of all GPUs.
 
     Args:
-        device: what will be drawn on; CUDA is initialised for it now, since until then it has no state to keep.
+        device: that will be used inside; CUDA is initialised for it first, since it has no generator state before.
     """
     if device is not None and device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]

@@ -1,7 +1,9 @@
-"""Torch's switches for a whole process: read, carried to another process, and restored.
+"""Torch's global switches: read, applied in another process, and restored.
 
-Covered are those that change numbers or speed and that users set in a cell: default dtype, deterministic algorithms,
-precision of matrix products, TF32, anomaly detection, gradient mode and autocast. Threads are the launcher's.
+Covered are those that change results or speed and that users set in a cell: default dtype, deterministic algorithms,
+precision of matrix products, TF32, cuDNN, anomaly detection, gradient mode and autocast.
+
+What is not here: the number of threads, which the launcher sets.
 """
 
 from collections.abc import Iterator
@@ -13,11 +15,11 @@ import torch
 Switches = dict[str, Any]
 
 DEVICES = ("cpu", "cuda")
-"""Device types whose autocast is looked at."""
+"""Device types whose autocast switch is covered."""
 
 
 def capture() -> Switches:
-    """The switches as they are now: plain values that can be pickled."""
+    """The current switches, as plain values that can be pickled."""
     return {
         "default_dtype": torch.get_default_dtype(),
         "deterministic": (
@@ -34,12 +36,12 @@ def capture() -> Switches:
 
 
 def restore(switches: Switches) -> None:
-    """Set the switches as `capture` found them."""
+    """Set the switches to values from `capture`."""
     torch.set_default_dtype(switches["default_dtype"])
     deterministic, warn_only = switches["deterministic"]
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
-    # first the precision, which sets TF32 of products as well
+    # precision first, since it also changes TF32 of matrix products
     torch.set_float32_matmul_precision(switches["matmul_precision"])
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = switches["tf32"]
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = switches["cudnn"]
@@ -53,7 +55,7 @@ def restore(switches: Switches) -> None:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Whatever is switched inside, the switches are restored afterwards."""
+    """Restore all switches afterwards."""
     before = capture()
     try:
         yield

@@ -1,4 +1,4 @@
-"""A model's modes (training, evaluation), module by module: set for a training, and given back as they were."""
+"""Training and evaluation mode of a model's modules: set for a training, and restored afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from quik_nb.recipe.patterns import fits
 
 @contextmanager
 def preserve_training_mode(model: nn.Module) -> Iterator[None]:
-    """Whatever modes are set inside, each module is afterwards in its own, also one that was set by hand."""
+    """Restore the training mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -25,18 +25,18 @@ def preserve_training_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode without gradients, for a while."""
+    """Put the model into evaluation mode without gradients, and restore its modes afterwards."""
     with preserve_training_mode(model), torch.no_grad():
         model.eval()
         yield
 
 
 def begin_training_mode(model: nn.Module, eval_modules: str | None) -> None:
-    """Set the modes in which an epoch begins: training, as in every loop, but for the parts that stay in evaluation.
+    """Set the modes for the beginning of an epoch: training mode, except for modules that stay in evaluation mode.
 
     Args:
-        model: all of whose modules are set.
-        eval_modules: names of those that stay in evaluation, as patterns; None for none.
+        model: the mode of all its modules is set.
+        eval_modules: patterns of names of modules that stay in evaluation mode; None for none.
 
     >>> model = nn.Sequential(nn.Dropout(), nn.Linear(1, 1))
     >>> begin_training_mode(model, "0")
@@ -51,55 +51,56 @@ def begin_training_mode(model: nn.Module, eval_modules: str | None) -> None:
 
 
 def tell_modes(model: nn.Module, eval_modules: str | None, tell: Tell) -> None:
-    """Tell of parts whose mode may not be what their owner thinks, before the first epoch sets them.
+    """Warn about modules whose mode may not be what the user expects, before the first epoch sets it.
 
     Args:
-        model: as it was handed in.
-        eval_modules: names of parts that stay in evaluation.
-        tell: is called with a cause and a text.
+        model: as the user passed it.
+        eval_modules: patterns of names of modules that stay in evaluation mode; None for none.
+        tell: called with a cause and a text.
     """
     named = {name: module for name, module in model.named_modules() if name}
-    open_parts = {name: m for name, m in named.items() if eval_modules is None or not fits(name, eval_modules)}
+    if eval_modules is not None:
+        named = {name: module for name, module in named.items() if not fits(name, eval_modules)}
 
-    evaluating_parts = outermost([name for name, module in open_parts.items() if not module.training])
-    if model.training and evaluating_parts:
-        names = ", ".join(evaluating_parts)
+    in_eval_mode = outermost([name for name, module in named.items() if not module.training])
+    if model.training and in_eval_mode:
+        names = ", ".join(in_eval_mode)
         tell(
             f"in eval mode: {names}",
-            f"{names} stood in evaluation mode and the model in training mode. Each epoch begins with model.train(), "
-            f"so that dropout and batch statistics work there too: pass "
-            f"eval_modules={', '.join(evaluating_parts)!r} to leave it in evaluation.",
+            f"{names} was in evaluation mode and the model in training mode. Each epoch begins with model.train(), "
+            f"so dropout and batch statistics are active there too: pass eval_modules={names!r} to leave it in "
+            f"evaluation mode.",
         )
 
-    frozen = outermost([name for name, module in open_parts.items() if is_frozen(module) and has_chance(module)])
+    frozen = outermost([name for name, module in named.items() if is_frozen(module) and depends_on_mode(module)])
     if frozen:
         names = ", ".join(frozen)
         tell(
             f"frozen with batch statistics or dropout: {names}",
-            f"{names} is frozen and has batch statistics or dropout, which go on in training mode: its outputs change "
-            f"although its weights do not. Pass eval_modules={names!r} to leave it in evaluation mode, as feature "
-            f"extractors mostly are.",
+            f"{names} is frozen and has batch statistics or dropout, which are active in training mode, so its outputs "
+            f"change although its weights do not: pass eval_modules={names!r} to leave it in evaluation mode, as is "
+            f"usual for feature extractors.",
         )
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether a module has parameters, and trains none of them."""
+    """Whether a module has parameters, and none of them requires gradients."""
     parameters = list(module.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
-def has_chance(module: nn.Module) -> bool:
-    """Whether something in a module is different in training mode: batch statistics, or dropout that drops."""
-    for part in module.modules():
-        if isinstance(part, _BatchNorm) and part.track_running_stats:
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether a module behaves differently in training mode: it has batch statistics, or dropout with `p > 0`."""
+    for child in module.modules():
+        if isinstance(child, _BatchNorm) and child.track_running_stats:
             return True
-        if isinstance(part, _DropoutNd) and part.p > 0:
+        if isinstance(child, _DropoutNd) and child.p > 0:
             return True
     return False
 
 
 def outermost(names: list[str]) -> list[str]:
-    """The names that do not lie within another one.
+    """The module names that are not inside another module of the list.
 
     >>> outermost(["encoder", "encoder.0", "head.1"])
     ['encoder', 'head.1']

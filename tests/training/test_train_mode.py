@@ -39,11 +39,11 @@ def test_parts_stay_in_evaluation() -> None:
 
 
 def test_a_part_in_evaluation_is_told() -> None:
-    """A part that stood in evaluation mode is trained in training mode, as every loop does, and that is said once."""
+    """A module in evaluation mode is trained in training mode, with one warning."""
     model, seen = with_encoder(), []  # type: ignore[var-annotated]
     model[0].eval()  # type: ignore[index]
     session = modes(regression(model, epochs=1), seen)
-    with pytest.warns(QuikWarning, match="0 stood in evaluation mode.*eval_modules='0'"):
+    with pytest.warns(QuikWarning, match="0 was in evaluation mode.*eval_modules='0'"):
         session.train()
 
     assert True in seen
