@@ -8,7 +8,7 @@ import pytest
 import torch
 from harness.plain import SEED, distance, network, numbers, plain_loop, quiet, regression
 from torch import Tensor, nn, optim
-from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+from torch.optim.lr_scheduler import ExponentialLR
 
 from quik_nb import Loop, QuikSession, QuikWarning, RecipeError
 from quik_nb.recipe.assignment import assigned
@@ -601,11 +601,3 @@ def test_sparse_gradients_are_clipped() -> None:
 
     assert distance(sessions[1].model, sessions[0].model) <= EXACT
     assert list(sessions[1].history.grad_norm) == pytest.approx(list(sessions[0].history.grad_norm))
-
-
-def test_groups_and_one_cycle() -> None:
-    """OneCycle gives all groups one rate; that it does is told, with the way to keep their ratio."""
-    session = regression(epochs=1).set_optimizer(optim.SGD, groups={"3": {"lr": 0.2}})
-    session.set_scheduler(OneCycleLR, max_lr=0.1)
-    with pytest.warns(QuikWarning, match=r"one max_lr for all parameter groups.*max_lr=\[\.\.\.\]"):
-        session.train()

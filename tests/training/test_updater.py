@@ -13,7 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quik_nb import RecipeError, StopTraining
 from quik_nb.events import EpochEnd
+from quik_nb.training.data.batch import Batch
 from quik_nb.training.engine import compile_in_place
+from quik_nb.training.precision import Autocast
+from quik_nb.training.updater import GradientWeights
+from quik_nb.training.world import World
 
 
 def test_average_is_torch_own() -> None:
@@ -241,3 +245,82 @@ def test_checkpoint_within_an_epoch(tmp_path: Path, processes: int) -> None:
 
     assert any(step > 0 for step in steps)
     assert distance(plain.model, session.model) <= 1e-12
+
+
+# ---------------------------------------------------------------------- the weight of a loss in the gradient
+
+FOUR, TWO, NONE = Batch(None, 4, 6), Batch(None, 2, 6), Batch(None, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("batches", "counts", "reduction", "in_parts", "slope"),
+    [
+        ([(FOUR, 1.0), (TWO, 4.0)], [None, None], "mean", True, (4 * 1.0 + 2 * 4.0) / 6),
+        ([(FOUR, 1.0), (TWO, 4.0)], [10, 5], "mean", True, (10 * 1.0 + 5 * 4.0) / 15),
+        ([(FOUR, 3.0)], [10], "mean", False, 3.0),
+        ([(FOUR, 1.0), (TWO, 4.0)], [None, None], "sum", True, 5.0),
+        ([(FOUR, 1.0), (TWO, 4.0)], [10, 5], "sum", True, 5.0),
+        ([(FOUR, 1.0), (NONE, 9.0)], [None, None], "mean", True, 4 * 1.0 / 6),
+        ([(FOUR, 1.0), (NONE, 9.0)], [10, 7], "mean", True, 1.0),
+        ([(FOUR, 1.0), (NONE, 9.0)], [None, None], "sum", True, 1.0),
+    ],
+)
+def test_weights_of_micro_batches(
+    batches: list[tuple[Batch, float]], counts: list[int | None], reduction: str, in_parts: bool, slope: float
+) -> None:
+    """The gradient of a step by the table of `GradientWeights`, for losses of known slope."""
+    parameter = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    weights = GradientWeights(World(), in_parts)
+    for (batch, of_loss), count in zip(batches, counts, strict=True):
+        counted = None if count is None else torch.tensor(float(count))
+        weights.weigh(parameter * of_loss, batch, counted, reduction).backward()  # type: ignore[no-untyped-call]
+    weights.divide([parameter])
+
+    assert parameter.grad is not None
+    assert slope == pytest.approx(parameter.grad.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_weights_are_multiplied_by_the_ranks(ranks: int) -> None:
+    """As gradients are averaged over ranks, each adds its share as many times."""
+    weights = GradientWeights(World(0, ranks), in_parts=True)
+    loss = torch.tensor(6.0)
+
+    assert 6.0 * 4 * ranks / 6 == pytest.approx(weights.weigh(loss, FOUR, None, "mean").item())
+    assert 6.0 * 10 * ranks == pytest.approx(weights.weigh(loss, FOUR, torch.tensor(10.0), "mean").item())
+    assert 6.0 * ranks == pytest.approx(weights.weigh(loss, FOUR, None, "sum").item())
+
+
+def test_a_loss_that_is_the_whole_step_is_left_as_it_is() -> None:
+    """Without parts there is nothing to weigh, so the graph has no further node."""
+    loss = torch.tensor(6.0)
+
+    assert loss is GradientWeights(World(), in_parts=False).weigh(loss, Batch(None, 6, 6), None, "mean")
+
+
+def test_weights_begin_anew_with_each_step() -> None:
+    """The counts of a step are no part of the next."""
+    parameter = nn.Parameter(torch.zeros(()))
+    weights = GradientWeights(World(), in_parts=True)
+    for _ in range(2):
+        parameter.grad = None
+        weights.weigh(parameter * 3.0, FOUR, torch.tensor(10.0), "mean").backward()  # type: ignore[no-untyped-call]
+        weights.divide([parameter])
+        assert 3.0 == pytest.approx(float(parameter.grad))  # type: ignore[arg-type]
+
+
+def test_autocast_within_autocast() -> None:
+    """A loop that enters autocast around a step that does so too leaves it as it was, also through an error."""
+    autocast = Autocast(torch.device("cpu"), "bf16")
+    x = torch.ones(2, 2)
+    with autocast:
+        with autocast:
+            assert torch.bfloat16 == (x @ x).dtype
+        assert torch.bfloat16 == (x @ x).dtype
+        with pytest.raises(KeyError), autocast:
+            raise KeyError
+        assert torch.bfloat16 == (x @ x).dtype
+
+    assert not torch.is_autocast_enabled("cpu")
+    with Autocast(torch.device("cpu"), "fp32"):
+        assert torch.float32 == (x @ x).dtype
