@@ -31,7 +31,9 @@ JOINED = False  # whether these are batches of a loader of one's own, rather tha
 CLIP_VALUE: float | None = None  # largest absolute value of a gradient's element
 CLIP_NORM: float | None = 0.5  # largest norm of all gradients together
 EMA: float | None = 0.9  # decay per step of the averaged weights, which are validated and saved
-SCHEDULE = "batch"  # or "epoch", or "loss" for one that watches it: after what the scheduler is stepped
+SCHEDULES = {"batch"}  # or "epoch", "loss" for one that watches it, "timm" for timm's: when schedulers are stepped
+CLOSURE = False  # whether the optimizer computes the loss again and again, as LBFGS
+YIELDS = False  # whether the step yields losses, each with the name of the optimizer that steps by it
 
 PATIENCE: int | None = 2  # epochs without improvement after which training ends
 MIN_DELTA = 0.0  # by how much the loss must fall to count as an improvement
@@ -159,7 +161,12 @@ def count(criterion: Any, batch: Any) -> Any:
 
 def compute(model: Any, criterion: Any, batch: Any) -> tuple[Any, Any]:
     """Loss and outputs of a batch."""
-    if STEP is not None:
+    if STEP is not None and YIELDS:
+        losses: dict[str, list[Any]] = {}
+        for name, yielded in STEP(model, criterion, batch):
+            losses.setdefault(name, []).append(yielded)
+        loss, outputs = sum(sum(each) / len(each) for each in losses.values()), None
+    elif STEP is not None:
         result = STEP(model, criterion, batch)
         loss, outputs = result if isinstance(result, tuple) else (result, None)
     elif criterion is None:
@@ -238,7 +245,14 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
 
     criterion: Any = nn.MSELoss()
     optimizer = optim.AdamW(model.parameters(), lr=0.01)
+    optimizers: dict[str, Any] = {"main": optimizer}
     scheduler: Any = OneCycleLR(optimizer, max_lr=0.01, total_steps=EPOCHS * 7)
+    batch_schedulers: list[Any] = [scheduler]
+    epoch_schedulers: list[Any] = []
+    loss_schedulers: list[Any] = []
+    timm_schedulers: list[Any] = []
+    if "timm" in SCHEDULES:
+        updates = 0
 
     # Small gradients would be zero in fp16, so the loss is scaled up before backward; bf16 has the range of fp32.
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda") if PRECISION == "fp16" else None
@@ -274,43 +288,94 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
                 else:
                     whole = count(criterion, batch) if WEIGHTED else count_samples(batch)
             pieces = batch if JOINED else micro_batches(batch)
-            for part in pieces:
-                with autocast:
-                    loss, _ = compute(net, criterion, part)
-                samples = count(criterion, part) if WEIGHTED else count_samples(part)
-                if REDUCTION == "sum":
-                    total += loss.item()
+            if YIELDS:
+                # Each loss is one optimizer's: it starts from gradients of zero, and moves its own parameters alone.
+                losses: dict[str, list[float]] = {}
+                for name, loss in STEP(model, criterion, batch):  # type: ignore[misc]
+                    model.zero_grad()
+                    loss.backward()
+                    own = [p for group in optimizers[name].param_groups for p in group["params"]]
+                    if CLIP_VALUE is not None:
+                        nn.utils.clip_grad_value_(own, CLIP_VALUE)
+                    if CLIP_NORM is not None:
+                        nn.utils.clip_grad_norm_(own, CLIP_NORM)
+                    optimizers[name].step()
+                    losses.setdefault(name, []).append(loss.item())
+                total += sum(sum(each) / len(each) for each in losses.values()) * count_samples(batch)
+                counted += count_samples(batch)
+            elif CLOSURE:
+                if JOINED:
+                    samples = sum(count(criterion, part) if WEIGHTED else count_samples(part) for part in batch)
                 else:
-                    total += loss.item() * samples
+                    samples = count(criterion, batch) if WEIGHTED else count_samples(batch)
+
+                def closure() -> Any:
+                    optimizer.zero_grad()
+                    step_loss = 0.0
+                    pieces = batch if JOINED else micro_batches(batch)  # noqa: B023
+                    for part in pieces:
+                        with autocast:
+                            loss, _ = compute(net, criterion, part)
+                        if ACCUMULATE > 1 and REDUCTION != "sum":
+                            share = count(criterion, part) if WEIGHTED else count_samples(part)
+                            loss = loss * (share / samples)  # noqa: B023
+                        loss.backward()
+                        step_loss = step_loss + loss.detach()
+                    return step_loss
+
+                step_loss = optimizer.step(closure)
+                if REDUCTION == "sum":
+                    total += float(step_loss)
+                else:
+                    total += float(step_loss) * samples
                 counted += samples
-
-                # Gradients add up until zero_grad: with its share of the step, each mean adds up to that of the whole.
-                if ACCUMULATE > 1 and REDUCTION != "sum":
-                    loss = loss * (samples / whole)
-                if scaler is not None:
-                    loss = scaler.scale(loss)
-                loss.backward()
-
-            # Gradients are clipped as they are, so a scale is taken off first.
-            if scaler is not None and (CLIP_VALUE is not None or CLIP_NORM is not None):
-                scaler.unscale_(optimizer)
-            if CLIP_VALUE is not None:
-                nn.utils.clip_grad_value_(model.parameters(), CLIP_VALUE)
-            if CLIP_NORM is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-
-            if scaler is not None:
-                # A step whose scaled gradients overflowed is left out, and the scale is lowered.
-                scaler.step(optimizer)
-                scaler.update()
             else:
-                optimizer.step()
-            optimizer.zero_grad()
+                for part in pieces:
+                    with autocast:
+                        loss, _ = compute(net, criterion, part)
+                    samples = count(criterion, part) if WEIGHTED else count_samples(part)
+                    if REDUCTION == "sum":
+                        total += loss.item()
+                    else:
+                        total += loss.item() * samples
+                    counted += samples
+
+                    # Gradients add up until zero_grad: by its share of the step, each mean adds to that of the whole.
+                    if ACCUMULATE > 1 and REDUCTION != "sum":
+                        loss = loss * (samples / whole)
+                    if scaler is not None:
+                        loss = scaler.scale(loss)
+                    loss.backward()
+
+                # Gradients are clipped as they are, so a scale is taken off first.
+                if scaler is not None and (CLIP_VALUE is not None or CLIP_NORM is not None):
+                    for each in optimizers.values():
+                        scaler.unscale_(each)
+                if CLIP_VALUE is not None:
+                    nn.utils.clip_grad_value_(model.parameters(), CLIP_VALUE)
+                if CLIP_NORM is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+
+                if scaler is not None:
+                    # A step whose scaled gradients overflowed is left out, and the scale is lowered.
+                    for each in optimizers.values():
+                        scaler.step(each)
+                    scaler.update()
+                else:
+                    for each in optimizers.values():
+                        each.step()
+                for each in optimizers.values():
+                    each.zero_grad()
 
             if average is not None:
                 average.update_parameters(model)
-            if SCHEDULE == "batch":
-                scheduler.step()
+            if "batch" in SCHEDULES:
+                for plan in batch_schedulers:
+                    plan.step()
+            if "timm" in SCHEDULES:
+                updates += 1
+                for plan in timm_schedulers:
+                    plan.step_update(updates)
 
         values = {"epoch": epoch, "train_loss": total / counted}
         if valid is not None:
@@ -318,10 +383,15 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
         history.append(values)
         print(values)
 
-        if SCHEDULE == "loss":
-            scheduler.step(values[MONITOR])
-        elif SCHEDULE == "epoch":
-            scheduler.step()
+        if "loss" in SCHEDULES:
+            for plan in loss_schedulers:
+                plan.step(values[MONITOR])
+        if "epoch" in SCHEDULES:
+            for plan in epoch_schedulers:
+                plan.step()
+        if "timm" in SCHEDULES:
+            for plan in timm_schedulers:
+                plan.step(epoch + 1, values[MONITOR])
 
         if SAVE:
             DATA.mkdir(parents=True, exist_ok=True)

@@ -22,13 +22,15 @@ from torch.utils.data import IterableDataset
 from quik_nb.errors import CheckpointError
 from quik_nb.export.quoting import GAP, Quoter
 from quik_nb.export.template import Template, names_defined, names_used
+from quik_nb.recipe.assignment import assigned
 from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source, loader_options
 from quik_nb.recipe.patterns import fits
-from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Spec
+from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Scheduler, Spec, needs_closure
 from quik_nb.storage.files import Files, write
 from quik_nb.training.forward import WeightedMean
 from quik_nb.training.optimizers import optimizer_keywords, parameter_groups
 from quik_nb.training.rng import preserved
+from quik_nb.training.schedule import StepArguments
 
 SCRIPT = "train.py"
 
@@ -289,42 +291,89 @@ class Script:
     # ------------------------------------------------------------------ optimizer and scheduler
 
     def _optimizer(self) -> None:
-        spec, model, train = self.recipe.optimizer, self.recipe.model, self.recipe.train
-        assert spec is not None  # an incomplete recipe is rejected before
-        assert model is not None
-        assert train is not None
+        """One optimizer and its scheduler by their own names; several in a dict and in lists."""
+        recipe = self.recipe
+        members = assigned(recipe)
+        made = {key: self._made(spec, members[key]) for key, spec in recipe.optimizers.items()}
+        self.facts["CLOSURE"] = any(map(needs_closure, recipe.optimizers.values()))
+        self.facts["YIELDS"] = recipe.yields
+
+        if len(made) == 1 and not recipe.yields:
+            self.parts |= {"optimizer": next(iter(made.values())), "optimizers": None}
+            self._substitute("each", "optimizer")
+            self._substitute("plan", "scheduler")
+        else:
+            lines = "".join(f"    {in_quotes(key)}: {text},\n" for key, text in made.items())
+            self.parts |= {"optimizer": None, "optimizers": f"{{\n{lines}}}"}
+        self._schedulers(by_name=len(made) > 1 or recipe.yields)
+
+    def _schedulers(self, by_name: bool) -> None:
+        """Schedulers in lists by when they are stepped; a single one by its name.
+
+        Args:
+            by_name: whether the optimizers stand in a dict.
+        """
+        kinds: dict[str, list[str]] = {"batch": [], "epoch": [], "loss": [], "timm": []}
+        self.parts["scheduler"] = None
+        for key in self.recipe.optimizers:
+            schedule = self.recipe.scheduler_of(key)
+            if schedule is not None:
+                text = self._scheduler(schedule, f"optimizers[{in_quotes(key)}]" if by_name else "optimizer")
+                kinds[schedule_kind(schedule)].append(text)
+                self.parts["scheduler"] = None if by_name else text
+
+        self.facts["SCHEDULES"] = {kind for kind, texts in kinds.items() if texts}
+        for kind, texts in kinds.items():
+            listed = ", ".join(text.partition("  # ")[0] for text in texts)
+            self.parts[f"{kind}_schedulers"] = f"[{listed}]" if by_name and texts else None
+
+    def _scheduler(self, schedule: Scheduler, optimizer: str) -> str:
+        epochs, steps = self.recipe.settings.epochs, self.recipe.steps_per_epoch()
+        totals = schedule.totals(epochs, steps)
+        words = [optimizer, *self._keywords({**totals, **schedule.keywords})]
+        note = f"  # {epochs} epochs of {steps} steps" if totals and schedule.per_batch else ""
+        return f"{self.quote.reference(schedule.target)}({', '.join(words)}){note}"
+
+    def _made(self, spec: Optimizer, members: list[str]) -> str:
+        """The call that makes an optimizer of the parameters of these names."""
+        model = self.recipe.model
+        assert model is not None  # an incomplete recipe is rejected before
         words = self._keywords(optimizer_keywords(spec, self.recipe))
-        trained = self._trained(spec, model)
-        self.parts["optimizer"] = f"{self.quote.reference(spec.target)}({', '.join([trained, *words])})"
+        if (method := spec.method_of(model)) is not None:
+            return f"model.{method}({', '.join(words)})"
+        trained = "model" if spec.takes_model else self._trained(spec, model, members)
+        return f"{self.quote.reference(spec.target)}({', '.join([trained, *words])})"
 
-        schedule, epochs = self.recipe.scheduler, self.recipe.settings.epochs
-        self.facts["SCHEDULE"] = self.parts["scheduler"] = None
-        if schedule is not None:
-            steps = self.recipe.steps_per_epoch()
-            totals = schedule.totals(epochs, steps)
-            words = ["optimizer", *self._keywords({**totals, **schedule.keywords})]
-            note = f"  # {epochs} epochs of {steps} steps" if totals and schedule.per_batch else ""
-            self.parts["scheduler"] = f"{self.quote.reference(schedule.target)}({', '.join(words)}){note}"
-            per_epoch = "loss" if schedule.watches_loss else "epoch"
-            self.facts["SCHEDULE"] = "batch" if schedule.per_batch else per_epoch
-
-    def _trained(self, spec: Optimizer, model: nn.Module) -> str:
-        """The first argument of the optimizer: all parameters, or parameter groups by name."""
-        frozen = self._frozen(model)
+    def _trained(self, spec: Optimizer, model: nn.Module, members: list[str]) -> str:
+        """The optimizer's parameters, or its groups of them by name."""
+        parameters = dict(model.named_parameters())
         if not spec.groups:
-            return "[p for p in model.parameters() if p.requires_grad]" if frozen else "model.parameters()"
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+            if len(members) == len(parameters):
+                return "model.parameters()"
+            if spec.params is None and len(self.recipe.optimizers) == 1:
+                return "[p for p in model.parameters() if p.requires_grad]"
+            return f"[model.get_parameter(name) for name in {in_quotes(members)}]"
+
+        names = {id(parameter): name for name, parameter in parameters.items()}
         lines = []
-        for group in parameter_groups(spec, dict(model.named_parameters())):
+        for group in parameter_groups(spec, {name: parameters[name] for name in members}):
             words = {key: value for key, value in group.items() if key != "params"}
-            members = [names[id(p)] for p in group["params"] if names[id(p)] not in frozen]
             extra = "".join(
                 f", {in_quotes(key)}: {self.quote.value(v, f'the keyword {key}')}" for key, v in words.items()
             )
-            if members:
-                parameters = f"[model.get_parameter(name) for name in {in_quotes(members)}]"
-                lines.append(f'    {{"params": {parameters}{extra}}},\n')
+            text = f"[model.get_parameter(name) for name in {in_quotes([names[id(p)] for p in group['params']])}]"
+            lines.append(f'    {{"params": {text}{extra}}},\n')
         return f"[\n{''.join(lines)}]"
+
+
+def schedule_kind(schedule: Scheduler) -> str:
+    """What a scheduler is stepped with: "batch", "epoch", "loss", or "timm" for one that is handed the epoch."""
+    takes = StepArguments.of(schedule.target)
+    if takes.epoch:
+        return "timm"
+    if schedule.watches_loss or takes.value:
+        return "loss"
+    return "batch" if schedule.per_batch else "epoch"
 
 
 def in_quotes(value: str | list[str]) -> str:

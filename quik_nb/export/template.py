@@ -76,10 +76,11 @@ class Template:
             ):
                 return self._body(statement.body, shift + 4)
             case ast.With() | ast.For():
-                header = self._lines(statement.lineno, self._first_line(statement.body) - 1, shift)
-                return [*map(self._inline, header), *self._body(statement.body, shift)]
+                lines = self._lines(statement.lineno, self._first_line(statement.body) - 1, shift)
+                return [*map(self._inline, lines), *self._body(statement.body, shift)]
             case ast.FunctionDef():
-                return [*_header(statement), *self._body(statement.body, shift)]
+                header = textwrap.indent("\n".join(_header(statement)), " " * (statement.col_offset - shift))
+                return [*header.splitlines(), *self._body(statement.body, shift)]
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if (
                 name in self.parts
             ):

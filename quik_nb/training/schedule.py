@@ -284,14 +284,15 @@ class StepArguments:
 
     @classmethod
     def of(cls, scheduler: Any) -> "StepArguments":
-        """Those of a scheduler.
+        """Those of a scheduler, or of its class; of what has no `step`, such as a function that makes one, none.
 
         >>> StepArguments.of(None)
         StepArguments(epoch=False, value=False, metric='', steps=False)
         """
-        if scheduler is None:
+        if not hasattr(scheduler, "step"):
             return cls()
-        parameters = inspect.signature(scheduler.step).parameters
+        parameters = dict(inspect.signature(scheduler.step).parameters)
+        parameters.pop("self", None)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         needed = [n for n, p in parameters.items() if p.kind in kinds and p.default is p.empty]
         epoch = bool(needed) and needed[0].startswith("epoch")

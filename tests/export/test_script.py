@@ -92,6 +92,53 @@ def named(samples: int) -> dict[str, Tensor]:
     return {"x": x, "labels": y}
 
 
+NAMES = ("matrices", "rest")
+"""Of the optimizers of `several`."""
+
+
+def several(**settings: Any) -> QuikSession:
+    """Weights and biases with optimizers and schedules of their own."""
+    session = quiet(**settings).add_data(train=numbers(), valid=numbers(37)).add_model(network())
+    session.set_criterion(nn.MSELoss).set_optimizer(optim.SGD, params="*.weight", name="matrices", lr=0.1)
+    session.set_optimizer(optim.Adam, name="rest", lr=0.02, groups={"3": {"lr": 0.01}})
+    session.set_scheduler(lr_scheduler.StepLR, optimizer="matrices", per="batch", step_size=5)
+    return session.set_scheduler(lr_scheduler.ExponentialLR, optimizer="rest", gamma=0.5)
+
+
+def yielding(model: nn.Module, criterion: Any, batch: Any) -> Iterator[tuple[str, Tensor]]:
+    """A step of several losses."""
+    x, y = batch
+    yield "matrices", criterion(model(x), y)
+    yield "rest", (model(x) - y).abs().mean()
+    yield "rest", criterion(model(x), 2 * y)
+
+
+def of_the_model(model: nn.Module) -> optim.Optimizer:
+    """A function that makes an optimizer of a model."""
+    return optim.SGD(model.parameters(), lr=0.1)
+
+
+class HandedTheEpoch:
+    """A scheduler of timm's kind."""
+
+    def __init__(self, optimizer: optim.Optimizer, last: int) -> None:
+        self.optimizer = optimizer
+        self.last = last
+        self.lr = optimizer.param_groups[0]["lr"]
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        self.optimizer.param_groups[0]["lr"] = self.lr * (1 - epoch / self.last)
+
+    def step_update(self, num_updates: int) -> None:
+        self.optimizer.param_groups[0]["weight_decay"] = 0.001 * num_updates
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lr": self.lr}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.lr = state["lr"]
+
+
 CASES: dict[str, Callable[[], QuikSession]] = {
     "plain": lambda: regression(epochs=3),
     "own class": lambda: regression(net(7), epochs=2, clip_norm=0.1).set_optimizer(optim.AdamW, weight_decay=0.1),
@@ -134,6 +181,12 @@ CASES: dict[str, Callable[[], QuikSession]] = {
     "bf16": lambda: regression(network(dtype=torch.float32), epochs=2, precision="bf16").add_data(
         train=numbers(dtype=torch.float32), valid=numbers(37, dtype=torch.float32)
     ),
+    "several optimizers": lambda: several(epochs=3, clip_norm=0.1, accumulate=2),
+    "several optimizers, averaged": lambda: several(epochs=2, ema=0.9, freeze="0.bias"),
+    "a step that yields": lambda: several(epochs=2, clip_norm=0.1).set_step(yielding),
+    "a closure": lambda: regression(epochs=2, accumulate=2).set_optimizer(optim.LBFGS, max_iter=3, lr=0.3),
+    "an optimizer of the model": lambda: regression(epochs=2).set_optimizer(of_the_model),  # type: ignore[arg-type]
+    "a scheduler that is handed the epoch": lambda: regression(epochs=3, lr=0.1).set_scheduler(HandedTheEpoch, last=3),
 }
 
 RUNNER = """
@@ -167,7 +220,8 @@ def test_the_script_gives_the_same_losses(
     monkeypatch.chdir(tmp_path)
     session = CASES[case]()
     session.train()
-    names = [name for name in session.history.columns if name not in ("lr", "time", "grad_norm")]
+    own = ("lr", "lr_rest", "time", "grad_norm", *(f"{split}{name}_loss" for split in ("", "valid_") for name in NAMES))
+    names = [name for name in session.history.columns if name not in own]
     script = [[row[name] for name in names] for row in rows[case]]
 
     assert session.history[names].to_numpy().ravel().tolist() == pytest.approx(
