@@ -1,1 +1,1 @@
-"""Launching: starting a training somewhere, bringing its events and its state home, ending whatever still runs."""
+"""Launching: starting a training somewhere, bringing back its events and its state, ending whatever still runs."""

@@ -58,8 +58,8 @@ class _Dumps:
 def _make_raisable(wrapper: ExceptionWrapper) -> None:
     """Have an error of a DataLoader's process raised as RuntimeError where torch could not, or would pass over it.
 
-    torch raises the type anew with its words. A StopIteration then ends the epoch in silence, and of an exception group
-    comes a TypeError that tells nothing.
+    torch makes a new exception of the type from its words. A StopIteration then ends the epoch in silence, and of an
+    exception group comes a TypeError that tells nothing.
     """
     if issubclass(wrapper.exc_type, StopIteration | BaseExceptionGroup):
         wrapper.exc_type = RuntimeError

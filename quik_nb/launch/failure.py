@@ -182,7 +182,7 @@ def _own(failure: Failure) -> BaseException | None:
         return None
     try:
         error = pickle.loads(failure.error)
-    except Exception:  # what it needs may be there in the worker only: its words are told instead
+    except Exception:  # what it needs may be there in the worker only: its words are shown instead
         return None
     return error if isinstance(error, Exception) else None
 

@@ -104,7 +104,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def fingerprint(sources: tuple[Source | None, ...]) -> object:
-    """What changes when the samples change; None where that cannot be told, as for a dataset's own class.
+    """What changes when the samples change; None where that cannot be known, as for a dataset's own class.
 
     torch counts the changes that go through it. For memory shared with arrays there is a checksum, at about 0.25 s per
     GB. Nothing cheaper was as safe: a comparison with the last bytes takes 0.15 s and a copy of them, a weighted sum of
