@@ -73,7 +73,7 @@ class StepEnd:
     data_wait: float | None = None
     """fraction of this epoch's time spent waiting for data, 0.0 to 1.0"""
     losses: tuple[float, ...] = ()
-    """training losses of the steps since the previous event of this kind, in order"""
+    """training losses on rank 0 of the steps since the last such event, in order"""
     lrs: tuple[float, ...] = ()
     """learning rates of those steps"""
 
@@ -126,6 +126,10 @@ class EpochEnd:
     """whether this is the best epoch so far (lowest valid_loss, else lowest train_loss)"""
     data_wait: float | None = None
     """fraction of the epoch's time spent waiting for data, 0.0 to 1.0"""
+    losses: tuple[float, ...] = ()
+    """training losses on rank 0 of the steps since the last `StepEnd`, in order"""
+    lrs: tuple[float, ...] = ()
+    """learning rates of those steps"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The seam between a session and wherever it trains: a launcher starts a job and gives back the running training.
 
 Not for how any of them does it: `in_process.py` trains in this process, `workers.py` in processes of its own, and
-`start.py` has the table of them. Nothing outside this folder knows which one runs.
+`start.py` has the table of them. Outside this folder one thing is asked of a launcher: whether it copies objects.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,5 +61,5 @@ class Launcher:
 
     launch: Callable[[Job, Placement, Checkpointer | None], Running]
     """prepares a training of the job as it is now, whatever is changed in the session afterwards"""
-    creates_processes: bool
-    """whether it makes the ranks; False where they exist already, as this process does, or those of torchrun and Ray"""
+    copies_objects: bool
+    """whether steps run on copies of the notebook's objects, in other processes"""

@@ -25,8 +25,8 @@ def workers(job: Job, placement: Placement, saver: Checkpointer | None) -> Runni
 
 
 LAUNCHERS = {
-    "in_process": Launcher(in_process, creates_processes=False),
-    "workers": Launcher(workers, creates_processes=True),
+    "in_process": Launcher(in_process, copies_objects=False),
+    "workers": Launcher(workers, copies_objects=True),
 }
 
 

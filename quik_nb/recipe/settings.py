@@ -33,7 +33,7 @@ from quik_nb.recipe.kinds import (
 )
 from quik_nb.recipe.other_names import NOT_SETTINGS, TRANSLATIONS
 
-Scope = Literal["numbers", "where", "screen"]
+Scope = Literal["numbers", "where", "output"]
 """What a setting changes: what is learned; where and how fast; only the view, the files and the messages."""
 
 
@@ -143,27 +143,27 @@ class Settings:
         also_called=("workers",),
         short_option="-nw",
     )
-    name: str = _setting("", "a name for the run, shown in the view and in the run folder's name", TEXT, "screen")
-    data_date: str | None = _setting(None, "date in file names, such as 20210101; None for today", DATE, "screen")
-    base_dir: str | Path = _setting(".", "folder in which data/ lies", FOLDER, "screen")  # noqa: RUF009  a field
+    name: str = _setting("", "a name for the run, shown in the view and in the run folder's name", TEXT, "output")
+    data_date: str | None = _setting(None, "date in file names, such as 20210101; None for today", DATE, "output")
+    base_dir: str | Path = _setting(".", "folder in which data/ lies", FOLDER, "output")  # noqa: RUF009  a field
     view: str | bool = _setting(
         "auto",
         "auto, widget, text or False",
         one_of("auto", "widget", "text", False),
-        "screen",
+        "output",
     )
-    save: bool = _setting(True, "save the weights at each epoch's end", SWITCH, "screen")
+    save: bool = _setting(True, "save the weights at each epoch's end", SWITCH, "output")
     keep: int | str | None = _setting(
         None,
         "files that stay: 3 (newest, and the best), best:3, or None for all",
         COUNT_OR_BEST,
-        "screen",
+        "output",
     )
     checkpoint_minutes: float | None = _setting(
         10.0,
         "minutes between checkpoints within an epoch; None for none",
         FROM_ZERO,
-        "screen",
+        "output",
         optional=True,
     )
     patience: int | None = _setting(
@@ -211,7 +211,7 @@ class Settings:
         "logger",
         "whose prints are shown: logger (rank 0) or all",
         one_of("logger", "all"),
-        "screen",
+        "output",
     )
 
     def faults(self) -> list[str]:

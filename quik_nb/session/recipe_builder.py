@@ -63,9 +63,16 @@ def uncompiled(model: Any) -> Any:
     return getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
 
 
-def with_compile(recipe: Recipe) -> Recipe:
-    """The recipe for a model that the user compiled: with `compile=True`."""
-    return replace(recipe, settings=replace(recipe.settings, compile=True))
+def with_model(recipe: Recipe, model: nn.Module, was_compiled: bool) -> Recipe:
+    """The recipe with another model.
+
+    Args:
+        recipe: to change.
+        model: the module to train.
+        was_compiled: whether it came through `torch.compile`, so that it is to be compiled again.
+    """
+    settings = replace(recipe.settings, compile=True) if was_compiled else recipe.settings
+    return replace(recipe, model=model, settings=settings)
 
 
 def build_model(

@@ -334,7 +334,7 @@ class Run:
                 self._views.remove((view, cell))
                 reason = f"{type(error).__name__}: {message_of(error)}"
                 text = f"The live view failed ({reason}), and the training continues without it: use session.show()."
-                warnings.warn(text, stacklevel=2)
+                warnings.warn(text, QuikWarning, stacklevel=2)
 
     def _ipython_display_(self) -> None:
         """Show nothing in the cell that trains, which has the view; one line in any other cell."""

@@ -1,15 +1,13 @@
 """The log of a session's runs: one record per call of train(), with the settings changed since the previous one."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quik_nb.events import Row
 from quik_nb.history import History, score
-from quik_nb.recipe.data import SPLITS
+from quik_nb.recipe.description import described
 from quik_nb.recipe.recipe import Recipe
-from quik_nb.recipe.settings import SETTINGS
 from quik_nb.session.run import Run
 
 if TYPE_CHECKING:
@@ -91,25 +89,6 @@ class RunLog:
             if record.rows:
                 named[f"{number}: {record.changed or unchanged}"] = History(record.rows)
         return named
-
-
-def described(recipe: Recipe) -> dict[str, str]:
-    """The parts and settings of a recipe as text, by name; settings of the view and of files are left out."""
-    parts = {"model": type(recipe.model).__name__, "criterion": recipe.criterion}
-    parts |= {f"optimizer {name}".strip(): spec for name, spec in recipe.optimizers.items()}
-
-    for split in SPLITS:
-        source = getattr(recipe, split)
-        with suppress(TypeError):  # a stream may have no length
-            parts[split] = None if source is None else f"{len(source):,} samples"
-
-    parts |= {f"scheduler {name}".strip(): spec for name, spec in recipe.schedulers.items()}
-    parts["metrics"] = ", ".join(recipe.metrics) or None
-    parts["step"] = None if recipe.step is None else getattr(recipe.step, "__name__", "own")
-    parts = {name: value for name, value in parts.items() if value is not None}
-
-    settings = {name: value for name, value in vars(recipe.settings).items() if SETTINGS[name].scope != "screen"}
-    return {name: f"{value}" for name, value in {**parts, **settings}.items()}
 
 
 def difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:

@@ -34,10 +34,10 @@ from quik_nb.session.recipe_builder import (
     call_factory,
     files_of,
     uncompiled,
-    with_compile,
     with_criterion,
     with_data,
     with_metrics,
+    with_model,
     with_optimizer,
     with_scheduler,
     with_step,
@@ -51,7 +51,7 @@ from quik_nb.storage.run_folder import latest_folder, read_run, saved_weights, w
 from quik_nb.storage.session_file import export, read_session, write_session
 from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.evaluate import evaluate, predict
-from quik_nb.training.progress import Snapshot
+from quik_nb.training.progress import load_buffers
 from quik_nb.training.world import World
 
 
@@ -159,14 +159,14 @@ class QuikSession:
             CheckpointError: `state_dict` does not match the model.
         """
         self._before_change("add_model")
-        if (original := uncompiled(model)) is not model:
-            model, self._recipe = original, with_compile(self._recipe)
-        if model is self._recipe.model and state_dict is None:
+        original = uncompiled(model)
+        if original is self._recipe.model and state_dict is None:
             return self
-        module = build_model(model, self.settings.seed, state_dict)
-        self._model_factory = None if isinstance(model, nn.Module) else model
+        module = build_model(original, self.settings.seed, state_dict)
+        self._model_factory = None if isinstance(original, nn.Module) else original
         self._runs.state = TrainingState()
-        return self._changed("add_model", lambda recipe: replace(recipe, model=module))
+        was_compiled = original is not model
+        return self._changed("add_model", lambda recipe: with_model(recipe, module, was_compiled))
 
     def set_criterion(self, criterion: Any, **keywords: Any) -> Self:
         """Set the loss function.
@@ -634,7 +634,7 @@ class QuikSession:
         session._recipe = saved.state.trained_by or session._recipe
         session._runs.state = saved.state
         load_into(session.model, saved.weights, str(where))
-        Snapshot(saved.weights, saved.state.progress).load_into(session.model)
+        load_buffers(session.model, saved.state.progress)
         return session
 
     def save(self, path: str | Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from quik_nb.errors import CheckpointError, RecipeError, message_of
+from quik_nb.errors import CheckpointError, QuikWarning, RecipeError, message_of
 from quik_nb.events import EpochEnd, Event, Notice, Row
 from quik_nb.history import History
 from quik_nb.launch.placement import Machine, Placement, Request, place
@@ -146,7 +146,7 @@ class TrainingRuns:
             controls = None if interrupts is None else run
             view, _ = choose(settings.view, pending.history, controls, settings.name, str(initial.folder or ""))
             run.attach(view)
-            if LAUNCHERS[placement.launcher].creates_processes:
+            if LAUNCHERS[placement.launcher].copies_objects:
                 self._tell_shared_objects(job, run)
 
             if interrupts is not None and interrupts.count:
@@ -207,7 +207,8 @@ class TrainingRuns:
             return
         run.failure_reported = True
         error = f"{type(run.error).__name__}: {message_of(run.error)}"
-        warnings.warn(f"The background run failed, and its rows are kept: {error} (session.run.error)", stacklevel=4)
+        text = f"The background run failed, and its rows are kept: {error} (session.run.error)"
+        warnings.warn(text, QuikWarning, stacklevel=4)
 
     def load_latest(self, model: nn.Module) -> None:
         """Load the weights of the active run's last row into the model; does nothing without a new row."""

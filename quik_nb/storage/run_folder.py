@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from quik_nb.errors import CheckpointError
+from quik_nb.errors import CheckpointError, QuikWarning
 from quik_nb.history import History, score
 from quik_nb.recipe.data import SPLITS, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
@@ -123,6 +123,7 @@ class RunFolder:
         except Exception as error:  # a recipe may contain any object, and this must not prevent the training
             warnings.warn(
                 f"This training cannot be resumed in another kernel, since a part of it cannot be written ({error}).",
+                QuikWarning,
                 stacklevel=2,
             )
         return names

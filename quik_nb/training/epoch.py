@@ -78,8 +78,6 @@ class EpochRecord:
         if reduction == "sum" and batch.samples:
             loss = loss.detach() / (batch.samples if count is None else count)
         self.losses.add(loss, amount, batch.last)
-        if batch.last:
-            self.samples += batch.total
 
     @property
     def seconds(self) -> float:

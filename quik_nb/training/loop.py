@@ -31,6 +31,7 @@ from quik_nb.errors import DivergenceError, RecipeError, StopTraining, WorkerErr
 from quik_nb.events import Annotation, Emit, EpochEnd, Notice, Row, RunEnd, RunStart
 from quik_nb.history import score
 from quik_nb.recipe.data import SPLITS
+from quik_nb.recipe.description import described
 from quik_nb.recipe.settings import Settings
 from quik_nb.training import rng
 from quik_nb.training.boundary import StepBoundary
@@ -372,6 +373,7 @@ class Loop:
 
             at_boundary = batch.last
             if at_boundary:
+                self._record.samples += batch.total
                 self._step_done()
             if self._boundary.heartbeat_is_due():
                 self._send_heartbeat()
@@ -502,11 +504,11 @@ class Loop:
         updater.end_epoch(position.epoch, score(row))
         self._tell()
         is_best = self._monitor.update(row)
-        data_wait = record.data_wait
+        event = EpochEnd(row, is_best, record.data_wait, record.losses.take_steps(), updater.take_lrs())
         self.next_epoch()
 
         self._saves.save(self.snapshot(row))
-        self._emit(EpochEnd(row, is_best, data_wait))
+        self._emit(event)
 
     def _tell(self) -> None:
         """Tell what the steps of this epoch showed."""
@@ -617,9 +619,9 @@ class Loop:
         columns = ["train_loss", *(["valid_loss", *recipe.metrics] if recipe.valid is not None else [])]
         columns += [f"train_{name}" for name in recipe.metrics if recipe.metrics_on_train and not job.has_own_loop]
         columns += ["grad_norm"] if self.settings.clip_norm is not None else []
-        parameters = {"gradients": self._engine.parallel.reason} if self._engine.parallel.reason else {}
-        if recipe.scheduler is not None:  # so that a view can reserve space for the learning rate
-            parameters["scheduler"] = recipe.scheduler.name
+        parameters = described(recipe)
+        if self._engine.parallel.reason:
+            parameters["gradients"] = self._engine.parallel.reason
         return RunStart(
             self._position.epoch,
             job.epochs,

@@ -109,6 +109,14 @@ def unsaved_buffers(model: nn.Module) -> dict[str, Any]:
     return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
+def load_buffers(model: nn.Module, progress: Progress) -> None:
+    """Put the non-persistent buffers of a training into a model."""
+    buffers = progress.unsaved_buffers or {}
+    for name, buffer in model.named_buffers():
+        if name in buffers and buffers[name].shape == buffer.shape:
+            buffer.copy_(buffers[name])
+
+
 class Snapshot(NamedTuple):
     """The state of a training at the end of a row."""
 
@@ -120,10 +128,7 @@ class Snapshot(NamedTuple):
     def load_into(self, model: nn.Module) -> None:
         """Load weights and non-persistent buffers into a model."""
         model.load_state_dict(self.weights)
-        buffers = self.progress.unsaved_buffers or {}
-        for name, buffer in model.named_buffers():
-            if name in buffers and buffers[name].shape == buffer.shape:
-                buffer.copy_(buffers[name])
+        load_buffers(model, self.progress)
 
     def copy(self) -> "Snapshot":
         """A copy on the CPU, independent of the training."""

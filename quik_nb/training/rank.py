@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch import nn
 
 from quik_nb.events import Emit, Notice
@@ -21,7 +20,7 @@ from quik_nb.training.job import Checkpoint, Job
 from quik_nb.training.loop import Loop, Saves
 from quik_nb.training.optimizers import freeze
 from quik_nb.training.step_watch import StepWatch
-from quik_nb.training.train_mode import preserve_training_mode, tell_modes
+from quik_nb.training.train_mode import on_device, preserve_training_mode, tell_modes
 from quik_nb.training.world import World
 from quik_nb.training.yielding import make_step
 
@@ -71,7 +70,7 @@ def loop_of(
     with ExitStack() as given_back:
         given_back.enter_context(rng.preserved(world.device))
         given_back.enter_context(torch_switches.preserved())
-        given_back.enter_context(model_on(model, world.device))
+        given_back.enter_context(on_device(model, world.device))
         given_back.enter_context(preserve_training_mode(model))
 
         # drop gradients left by a manual backward(), and leave none behind
@@ -107,17 +106,6 @@ def loop_of(
         if job.has_own_loop:
             loop.watch = given_back.enter_context(StepWatch(model, engine.updater.known_optimizers))
         yield loop
-
-
-@contextmanager
-def model_on(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the model to a device, and back afterwards."""
-    original = next((parameter.device for parameter in model.parameters()), device)
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(original)
 
 
 def unfreeze(parameters: list[nn.Parameter]) -> None:

@@ -24,6 +24,20 @@ def preserve_training_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """A module on a device for a while; each of its tensors goes back where it was, also where they were on several."""
+    homes = [(tensor, tensor.device) for tensor in (*module.parameters(), *module.buffers())]
+    module.to(device)
+    try:
+        yield
+    finally:
+        for tensor, home in homes:
+            tensor.data = tensor.data.to(home)
+            if tensor.grad is not None:
+                tensor.grad = tensor.grad.to(home)
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode without gradients, and restore its modes afterwards."""
     with preserve_training_mode(model), torch.no_grad():

@@ -94,7 +94,7 @@ def test_launchers_say_whether_they_create_processes(name: str, tmp_path: Path) 
         running.events(ignore)
     pids = {int(path.name) for path in tmp_path.iterdir()}
 
-    assert LAUNCHERS[name].creates_processes == (os.getpid() not in pids)
+    assert LAUNCHERS[name].copies_objects == (os.getpid() not in pids)
     assert len(PLACEMENTS[name].devices) == len(pids)
 
 
