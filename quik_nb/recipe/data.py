@@ -4,7 +4,7 @@
 What is not here: batches, shuffling and ranks (`training/data/`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,15 +20,24 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
     TensorDataset,
 )
 
 from quik_nb.errors import RecipeError
 from quik_nb.recipe import dataframes
-from quik_nb.recipe.kinds import plain
 
 SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a DataFrame are inputs, and which one the target."""
+
+    target: str | None = None
+    inputs: Any = None
+    """their names in order; where they are separate, also lists of names; by keyword in a dict; None for all others"""
+    separate: bool = False
+    """whether each of them is an input of its own, rather than that all are one"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +49,8 @@ class Tensors:
     """keys of a batch that is a dict; None for a batch that is a tuple"""
     rows: Tensor | None = None
     """(samples,) int64: the rows that belong to this split; None for all of them"""
-    columns: tuple[str, ...] | None = None
-    """the feature columns of a DataFrame, in order"""
-    target: str | None = None
-    """the target column of a DataFrame"""
+    columns: "Columns | None" = None
+    """of a DataFrame, whose like further ones must have; None where it was none"""
 
     def __len__(self) -> int:
         return len(self.tensors[0]) if self.rows is None else len(self.rows)
@@ -173,7 +180,12 @@ LOADER_OPTIONS = (
 
 
 def as_source(
-    data: Any, split: str, target: str | None = None, like: Source | None = None, labelled: bool = True
+    data: Any,
+    split: str,
+    target: str | None = None,
+    inputs: Any = None,
+    like: Source | None = None,
+    labelled: bool = True,
 ) -> Source:
     """Make a source of what was passed in for a split.
 
@@ -181,6 +193,7 @@ def as_source(
         data: tuple of tensors or arrays, a tensor, a dict of tensors, a DataFrame, a `Dataset`, a `DataLoader`.
         split: "train", "valid" or "test", for the messages.
         target: the target column where `data` is a DataFrame.
+        inputs: those of its columns that are separate inputs, in order or by name; None for all in one.
         like: the training source, whose columns a further DataFrame must have.
         labelled: False where a DataFrame need not have the target column.
 
@@ -195,12 +208,15 @@ def as_source(
         return data
 
     if hasattr(data, "columns") and hasattr(data, "iloc"):
-        return _from_frame(data, split, target, like, labelled)
-    if target is not None:
-        raise RecipeError(
-            f"target={target!r} names a column, but {split} is {_kind(data)}, not a DataFrame: "
-            f"leave target out, or pass a DataFrame."
-        )
+        known = getattr(like, "columns", None)
+        columns = Columns(target, inputs, inputs is not None) if known is None else known
+        return _from_frame(data, split, columns if target is None else replace(columns, target=target), labelled)
+    for option, value in (("target", target), ("inputs", inputs)):
+        if value is not None:
+            raise RecipeError(
+                f"{option}={value!r} names columns, but {split} is {_kind(data)}, not a DataFrame: "
+                f"leave {option} out, or pass a DataFrame."
+            )
 
     if isinstance(data, DataLoader):
         return _from_loader(data)
@@ -210,6 +226,7 @@ def as_source(
         return Stream(data)
     if isinstance(data, Tensor | np.ndarray):
         return _tensors((data,), split)
+    _refuse_other_kinds(data, split)
     if isinstance(data, Mapping):
         return replace(_tensors(tuple(data.values()), split, tuple(data)), names=tuple(map(str, data)))
     if isinstance(data, tuple | list) and data and all(hasattr(v, "shape") or isinstance(v, list) for v in data):
@@ -218,6 +235,26 @@ def as_source(
         return _from_dataset(data, split)
 
     raise RecipeError(f"{split} is {_kind(data)}{_why_not(data)}: pass {_instead(data, split)}.")
+
+
+def _refuse_other_kinds(data: Any, split: str) -> None:
+    """Refuse what looks like samples and is none."""
+    if hasattr(data, "iloc"):
+        raise RecipeError(
+            f"{split} is {_kind(data)}, one column without a target: pass its values, {split}=(x, column.to_numpy()), "
+            f"or the DataFrame with target={str(data.name)!r}."
+        )
+    if isinstance(data, Mapping) and any(map(_is_dataset, data.values())):
+        keys = ", ".join(map(str, data))
+        raise RecipeError(
+            f"{split} is {_kind(data)} of several datasets ({keys}), and a split is one of them: "
+            f"pass add_data(train=data[{next(iter(data))!r}], valid=data[...])."
+        )
+
+
+def _is_dataset(value: Any) -> bool:
+    """Whether it holds samples to be fetched, rather than a column of values."""
+    return isinstance(value, Dataset) or hasattr(value, "column_names")
 
 
 def _why_not(data: Any) -> str:
@@ -313,8 +350,15 @@ def _tensors(values: tuple[Any, ...], split: str, names: tuple[str, ...] | None 
 def _as_tensor(value: Any) -> Tensor:
     """A tensor of an array: float64 becomes torch's default dtype and integers int64, as models expect."""
     if isinstance(value, Tensor):
+        _check_rows(value)
         return value.detach()
-    array = np.asarray(value)
+    if hasattr(value, "toarray"):  # SciPy's
+        raise RecipeError(
+            f"{_kind(value)} is sparse, and batches are cut of rows that are there: pass x.toarray(), or a Dataset "
+            f"whose samples are rows of it, x[i].toarray()[0]."
+        )
+
+    array = _as_array(value)
     if array.dtype.kind not in "fiub":
         raise RecipeError(f"an array of dtype {array.dtype} cannot become a tensor: turn it into numbers first.")
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # shares memory where it can
@@ -325,18 +369,63 @@ def _as_tensor(value: Any) -> Tensor:
     return tensor
 
 
-def _from_frame(frame: Any, split: str, target: Any, like: Source | None, labelled: bool) -> Tensors:
+def _check_rows(tensor: Tensor) -> None:
+    """Refuse a tensor whose rows cannot be gathered."""
+    if tensor.is_nested:
+        raise RecipeError(
+            "a nested tensor has rows of unequal length, which cannot be cut into batches: pad them, "
+            "x.to_padded_tensor(0.0), or pass a Dataset and a collate_fn that pads each batch."
+        )
+    if tensor.layout != torch.strided:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise RecipeError(
+            f"a tensor of layout {layout} is sparse, and its rows cannot be gathered into batches: pass x.to_dense(). "
+            f"Where it is one matrix for all samples, such as the adjacency of a graph, keep it out of add_data, let "
+            f"set_step(fn) use it by its name, and pass the numbers of the rows as the samples."
+        )
+
+
+def _as_array(value: Any) -> Any:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # as NumPy says of lists within lists
+        raise RecipeError(UNEQUAL_ROWS) from error
+    if array.dtype.hasobject and isinstance(value, list | np.ndarray) and len({np.shape(row) for row in value}) > 1:
+        raise RecipeError(UNEQUAL_ROWS)
+    return array
+
+
+UNEQUAL_ROWS = (
+    "the rows differ in length, and a tensor has rows of one length: pad them, as torch.nn.utils.rnn.pad_sequence "
+    "does, or pass a Dataset of them and add_data(..., collate_fn=pad), which pads each batch to its longest."
+)
+"""What is said of lists and arrays of rows that are no table."""
+
+
+def _from_frame(frame: Any, split: str, columns: Columns, labelled: bool) -> Tensors:
+    """Samples of a DataFrame.
+
+    Args:
+        frame: of the user's.
+        split: for the messages.
+        columns: which are inputs, and which the target.
+        labelled: False where the target column need not be there.
+    """
     dataframes.check(frame, split)
-    if isinstance(like, Tensors) and like.columns is not None:
-        columns, target = list(like.columns), like.target if target is None else target
-    else:
-        columns = [c for c in frame.columns if target is None or c != target]
-    if not labelled and (target is None or target not in list(frame.columns)):
-        return Tensors((dataframes.features(frame, columns, split),), columns=tuple(columns))
-    label = dataframes.labels(frame, target, split)
-    return Tensors(
-        (dataframes.features(frame, columns, split), _as_tensor(label)), columns=tuple(columns), target=target
+    target = columns.target
+    used = columns.inputs
+    if used is None:
+        used = [column for column in frame.columns if target is None or column != target]
+    inputs = (
+        dataframes.inputs(frame, used, target, split) if columns.separate else [dataframes.features(frame, used, split)]
     )
+    names = tuple(map(str, used)) if isinstance(used, Mapping) else None
+    columns = replace(columns, inputs=used)
+
+    if not labelled and (target is None or target not in list(frame.columns)):
+        return Tensors(tuple(inputs), names, columns=columns)
+    label = _as_tensor(dataframes.labels(frame, target, split))
+    return Tensors((*inputs, label), None if names is None else (*names, "labels"), columns=columns)
 
 
 def alike(one: Source, other: Source) -> bool:
@@ -353,70 +442,6 @@ def alike(one: Source, other: Source) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """How the samples of `add_data` are read."""
-
-    target: str | None = None
-    """the target column of a DataFrame"""
-    collate_fn: Callable[[list[Any]], Any] | None = None
-    """makes a batch of a list of samples, for splits that are datasets"""
-    sharded: bool | None = None
-    """whether streams yield each rank's own share; None to see by their first batches"""
-
-
-def as_sources(splits: Mapping[str, Any], options: DataOptions, seed: int) -> dict[str, Source]:
-    """The sources of all splits by name; shares such as `valid=0.2` are cut from the training split by the seed.
-
-    Args:
-        splits: "train", "valid" and "test" as `add_data` takes them, or a share.
-        options: how they are read.
-        seed: of the shares.
-
-    Raises:
-        RecipeError: the data cannot be used as it is; the message says what to pass instead.
-    """
-    whole = _read_by(options, as_source(splits["train"], "train", options.target), "train")
-    sources = {"train": whole}
-    for name in ("valid", "test"):
-        data = plain(splits[name])
-        if isinstance(data, int | float) and not isinstance(data, bool):
-            seed_here = seed + (name == "test")
-            sources["train"], sources[name] = split_off(sources["train"], data, seed_here, name, of=whole)
-        elif data is not None:
-            target = options.target if hasattr(data, "iloc") else None
-            sources[name] = _read_by(options, as_source(data, name, target, like=sources["train"]), name)
-
-    if options.sharded is not None and not any(isinstance(source, Stream) for source in sources.values()):
-        raise RecipeError(
-            f"sharded={options.sharded} says of a stream whether it yields each rank's own share, and none of the data "
-            f"is a stream: leave it out."
-        )
-    return sources
-
-
-def _read_by(options: DataOptions, source: Source, split: str) -> Source:
-    if options.collate_fn is not None:
-        source = _with_collate_fn(source, split, options.collate_fn)
-    return replace(source, sharded=options.sharded) if isinstance(source, Stream) else source
-
-
-def _with_collate_fn(source: Source, split: str, collate_fn: Callable[[list[Any]], Any]) -> Source:
-    if not callable(collate_fn):
-        raise RecipeError(f"collate_fn={collate_fn!r} is no function of a list of samples: pass one, or leave it out.")
-    if isinstance(source, Tensors):
-        raise RecipeError(
-            f"collate_fn makes batches of single samples, and {split} is tensors in memory, which are sliced: "
-            f"pass a Dataset, or leave collate_fn out."
-        )
-    if source.own_loader:
-        raise RecipeError(
-            f"collate_fn was given beside a DataLoader of {split}, which has its own: "
-            f"pass DataLoader(..., collate_fn=collate_fn), or the dataset itself."
-        )
-    return replace(source, options={**source.options, "collate_fn": collate_fn})
-
-
 def loader_options(source: Samples | Stream, num_workers: int) -> Mapping[str, Any]:
     """Keywords of the source's `DataLoader`, with so many processes to load samples where it came as a dataset.
 
@@ -431,48 +456,6 @@ def loader_options(source: Samples | Stream, num_workers: int) -> Mapping[str, A
         num_workers = 1
     # workers that stay: to start them costs more than an epoch of a small dataset
     return {**source.options, "num_workers": num_workers, "persistent_workers": True}
-
-
-def split_off(
-    source: Source, part: float, seed: int, name: str = "valid", of: Source | None = None
-) -> tuple[Source, Source]:
-    """Divide a source in two by a seeded permutation: (the rest, the part).
-
-    Args:
-        source: what to divide.
-        part: a share such as 0.2, or a number of samples such as 500.
-        seed: the same seed gives the same division.
-        name: of the part, for messages.
-        of: what a share is a share of, where another part was cut off before; None for the source.
-    """
-    if isinstance(source, Stream):
-        raise RecipeError(
-            f"{name}={part} cannot be cut from a stream, whose length and order are not known: "
-            f"pass a dataset of its own, {name}=..."
-        )
-
-    total = len(source)
-    whole = total if of is None else len(of)
-    count = round(whole * part) if isinstance(part, float) else part
-    if not 0 < count < total:
-        left = f", of which {total:,} are left" if whole != total else ""
-        raise RecipeError(
-            f"{name}={part} of {whole:,} samples{left}, leaves one of the splits empty: "
-            f"use a share such as {name}=0.2, or a number of samples below {total:,}."
-        )
-
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    parts = order[count:].sort().values, order[:count].sort().values
-    if isinstance(source, Tensors):
-        rows = [p if source.rows is None else source.rows[p] for p in parts]
-        return replace(source, rows=rows[0]), replace(source, rows=rows[1])
-    if source.sampler is not None or source.batch_sampler is not None:
-        raise RecipeError(
-            f"{name}={part} cannot be cut from a DataLoader with a sampler of its own: pass {name}=... as well."
-        )
-
-    rest, cut = (replace(source, dataset=Subset(source.dataset, p.tolist())) for p in parts)
-    return rest, replace(cut, shuffle=False)
 
 
 def compact(source: Source | None) -> Source | None:

@@ -23,10 +23,11 @@ from quik_nb.export.script import Origin, as_code, write_script
 from quik_nb.launch.forkserver import warm_up
 from quik_nb.launch.placement import Machine, Request, place
 from quik_nb.recipe.cli_options import settings_from
-from quik_nb.recipe.data import SPLITS, DataOptions, Source, as_source
+from quik_nb.recipe.data import SPLITS, Source, as_source
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.settings import Settings, setting_names, settings_doc
+from quik_nb.recipe.splits import DataOptions
 from quik_nb.recipe.validate import check
 from quik_nb.session.recipe_builder import (
     ModelFactory,
@@ -117,6 +118,8 @@ class QuikSession:
         test: Any = None,
         *,
         target: str | None = None,
+        inputs: Any = None,
+        stratify: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         sharded: bool | None = None,
     ) -> Self:
@@ -129,6 +132,10 @@ class QuikSession:
             valid: the same, or a fraction such as 0.2 or a number of samples to split off `train`, chosen by the seed.
             test: likewise.
             target: name of the target column of a DataFrame.
+            inputs: columns of a DataFrame that are separate inputs of the model, one tensor each:
+                `["user", "item", ["age", "income"]]`, where a list of columns is one input, or a dict of these, whose
+                keys are the model's keywords. Columns of whole numbers become int64. None for all columns as one input.
+            stratify: whether shares such as `valid=0.2` have each class in the same proportion as the whole.
             collate_fn: makes a batch from a list of samples, for datasets; a `DataLoader` has its own.
             sharded: whether a stream yields each process's own share by itself; None to see by its first batches.
 
@@ -139,7 +146,7 @@ class QuikSession:
         >>> session = QuikSession().add_data(train=(x, y), valid=0.2)
         """
         splits = {"train": train, "valid": valid, "test": test}
-        options = DataOptions(target, collate_fn, sharded)
+        options = DataOptions(target, inputs, collate_fn, sharded, stratify)
         return self._changed("add_data", lambda recipe: with_data(recipe, splits, options))
 
     def add_model(

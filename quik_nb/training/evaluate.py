@@ -16,7 +16,8 @@ from quik_nb.training import rng, torch_switches
 from quik_nb.training.data.batch import Batch, Batches, to_device
 from quik_nb.training.data.batches import eval_batches
 from quik_nb.training.data.streams import StreamBatches
-from quik_nb.training.forward import ForwardStep, StepContext, criterion_on, describe, main_output, split_batch
+from quik_nb.training.data.words import describe
+from quik_nb.training.forward import ForwardStep, StepContext, criterion_on, main_output, split_batch
 from quik_nb.training.metrics import MetricSet, ValueMeans, detached, exact, join
 from quik_nb.training.precision import Autocast
 from quik_nb.training.train_mode import evaluating

@@ -33,6 +33,7 @@ from quik_nb.events import Tell
 from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe, label_tensor
 from quik_nb.training.data.batch import Batch
+from quik_nb.training.data.words import advice, describe
 from quik_nb.training.reduction import (
     Answer,
     Part,
@@ -440,8 +441,13 @@ class ForwardStep:
         """The classic silent mistake: (n, 1) against (n,) broadcasts to (n, n) and trains on nonsense."""
         if not isinstance(self.criterion, FLOAT_TARGETS) or not isinstance(outputs, Tensor):
             return
+        name = type(self.criterion).__name__
+        if (outputs.dtype, target.dtype) == (torch.float32, torch.float64):
+            raise RecipeError(
+                f"{name} compares numbers of one kind, and the model gives float32 for a target of float64, as NumPy "
+                f"makes it: pass y.float() (an array: y.astype('float32')), or have the dataset give it so."
+            )
         if outputs.shape != target.shape:
-            name = type(self.criterion).__name__
             raise RecipeError(
                 f"{name} compares element by element, and the model gives {tuple(outputs.shape)} "
                 f"for targets of shape {tuple(target.shape)}: "
@@ -547,36 +553,3 @@ def own_loss(outputs: Any) -> Tensor:
             f"set_criterion(...), or say what to do with set_step(fn)."
         )
     return loss  # type: ignore[no-any-return]
-
-
-def advice(error: Exception, batch: Any) -> str:
-    """What to use instead, where torch's own words do not say it."""
-    words = str(error).lower()
-    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    number = isinstance(first, Tensor) and not first.is_floating_point()
-    if "more than 1 value per channel" in words:
-        return (
-            " Batch statistics need two samples, and this batch, the rest of an epoch, has one: use another "
-            "batch_size, or a DataLoader(dataset, batch_size=..., drop_last=True)."
-        )
-    if number and any(phrase in words for phrase in ("dtype", "expected scalar type", "input type", "not implemented")):
-        return f" The inputs are {str(first.dtype).removeprefix('torch.')}: if they are no indices, pass x.float()."
-    if "out of bounds" in words and "target" in words:
-        return " The target holds a class number that the model has no output for: give its last layer one for each."
-    return ""
-
-
-def describe(batch: Any) -> str:
-    """The shapes and dtypes of a batch in words.
-
-    >>> describe((torch.zeros(2, 3), torch.zeros(2)))
-    '(2, 3) float32, (2,) float32'
-    """
-    match batch:
-        case Tensor():
-            return f"{tuple(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
-        case Mapping():
-            return ", ".join(f"{key} {describe(value)}" for key, value in batch.items())
-        case tuple() | list():
-            return ", ".join(describe(value) for value in batch)
-    return type(batch).__name__

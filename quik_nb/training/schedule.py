@@ -205,6 +205,12 @@ class Schedule:
         try:
             self.scheduler.step()
         except ValueError as error:  # of a schedule that was given fewer steps than there are
+            if self.spec.totals(1, 1) and "step" in str(error):  # its total came from the data
+                raise RecipeError(
+                    f"{self.spec.name} was planned for the steps that the data said it has, and the data gives more "
+                    f"({error}): correct the __len__ of the stream or sampler, which says too few, or use "
+                    f"set_scheduler({self.spec.name}, total_steps=...)."
+                ) from error
             error.add_note(f"quik_nb: this was {self.spec!r}; without its total it gets that of the whole training.")
             raise
         self._position = self._own_position()

@@ -20,13 +20,12 @@ from torch import Tensor
 from quik_nb.errors import RecipeError
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.data.batch import Batch
+from quik_nb.training.data.words import advice, describe
 from quik_nb.training.forward import (
     ForwardStep,
     StepContext,
     StepOutput,
-    advice,
     as_step_output,
-    describe,
     split_batch,
     zero_if_empty,
 )

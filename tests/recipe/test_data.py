@@ -392,7 +392,7 @@ WRONG: dict[str, tuple[Make, dict[str, Any], str]] = {
     "words in arrays": (lambda: (np.array(["a", "b"]), np.zeros(2)), {}, "<U1"),
     "text": (lambda: "train.csv", {}, "train is a str"),
     "number": (lambda: 5, {}, "train is an int"),
-    "target of tensors": (lambda: numbers(), {"target": "y"}, "names a column"),
+    "target of tensors": (lambda: numbers(), {"target": "y"}, "names columns"),
     "too many parts": (numbers, {"valid": 0.6, "test": 0.6}, "test=0.6 of 101 samples, of which 40 are left"),
     "nest of tuples": (lambda: (numbers()[0], numbers()), {}, "a tuple of Tensor, tuple: pass one tuple of tensors"),
     "list of samples": (lambda: [numbers(1), numbers(1)], {}, r"a list of tuple: .*default_collate\(samples\)"),

@@ -22,9 +22,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from quik_nb.recipe.data import Source, Stream, as_source, split_off
+from quik_nb.recipe.data import Source, Stream, as_source
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.settings import Settings
+from quik_nb.recipe.splits import split_off
 from quik_nb.training.data import in_memory
 from quik_nb.training.data.batch import Batch, Batches, shard_batch
 from quik_nb.training.data.batches import batches_of, eval_batches, train_batches

@@ -20,7 +20,8 @@ from torch.utils.data import (
     random_split,
 )
 
-from quik_nb.recipe.data import as_source, split_off
+from quik_nb.recipe.data import as_source
+from quik_nb.recipe.splits import split_off
 from quik_nb.training.data.batches import batches_of
 from quik_nb.training.data.set_epoch import set_epoch
 from quik_nb.training.world import World
