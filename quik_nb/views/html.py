@@ -115,8 +115,11 @@ def rows(history: History, ahead: Outlook) -> str:
 
 
 def curve(history: History, status: RunStatus) -> str:
-    """The curve on both scales, of which the checkbox in the footer shows one, and what it tells."""
-    return f'<div class="quik-curve">{svg(history, outlook(status))}{note(history, status)}</div>'
+    """The curve on both scales, of which the checkbox in the footer shows one, and what it tells.
+
+    It belongs into an element of class `quik-curve`, which is the one that makes room for it beside the table.
+    """
+    return svg(history, outlook(status)) + note(history, status)
 
 
 def note(history: History, status: RunStatus) -> str:

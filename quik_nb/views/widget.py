@@ -200,7 +200,8 @@ class WidgetGroup:
         first = HTML(pieces[BAR], _dom_classes=("quik-wide",))
         shared = {"layout": first.layout, "style": first.style}
         self.parts: dict[str, Any] = {BAR: first}
-        self.parts |= {kind: HTML(pieces[kind], **shared) for kind in (TABLE, CURVE)}
+        self.parts[TABLE] = HTML(pieces[TABLE], **shared)
+        self.parts[CURVE] = HTML(pieces[CURVE], _dom_classes=("quik-curve",), **shared)
         self.footer = HTML(footer, _dom_classes=("quik-wide",), **shared)
         self.buttons = buttons
         row = [Box(buttons.widgets, _dom_classes=("quik-wide", "quik-buttons"))] if buttons else []

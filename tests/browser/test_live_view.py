@@ -27,7 +27,12 @@ y = (x[:, :2].prod(dim=1) > 0).long()
 def slow(model, criterion, batch):
     time.sleep(0.05)
     x, y = batch
-    return criterion(model(x), y)
+    outputs = model(x)
+    return criterion(outputs, y), outputs
+
+
+def accuracy(outputs, targets):
+    return (outputs.argmax(dim=1) == targets).float().mean().item()
 
 
 session = (
@@ -36,6 +41,7 @@ session = (
     .add_model(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2)))
     .set_criterion(nn.CrossEntropyLoss)
     .set_optimizer(optim.AdamW)
+    .set_metrics(accuracy=accuracy)
     .set_step(slow)
 )"""
 
