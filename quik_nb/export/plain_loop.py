@@ -7,7 +7,7 @@ parts in place of the ones here. What is not here: several processes, resuming, 
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def from_stream(data: Any, batch_size: int | None, **options: Any) -> Iterator[A
 def to_device(data: Any) -> Any:
     """A batch, or a part of it, with all its tensors on the device."""
     match data:
-        case dict():
+        case Mapping():
             return {name: to_device(value) for name, value in data.items()}
         case tuple() | list():
             return [to_device(value) for value in data]
@@ -142,9 +142,9 @@ def micro_batches(batch: Any) -> Iterator[Any]:
 def count_samples(data: Any) -> int:
     """The samples in a batch: the length of its first tensor or list."""
     match data:
-        case dict():
+        case Mapping():
             return count_samples(next(iter(data.values())))
-        case [Tensor() | dict() | tuple() | list() as first, *_]:
+        case [Tensor() | Mapping() | tuple() | list() as first, *_]:
             return count_samples(first)
     return len(data)
 

@@ -36,7 +36,7 @@ from quik_nb.recipe.settings import Settings
 from quik_nb.training import rng
 from quik_nb.training.boundary import StepBoundary
 from quik_nb.training.data.batch import Batch
-from quik_nb.training.data.batches import eval_batches, train_batches
+from quik_nb.training.data.batches import eval_batches, step_to_enter, train_batches
 from quik_nb.training.engine import Engine
 from quik_nb.training.epoch import EpochRecord, mean_loss
 from quik_nb.training.evaluate import Validation
@@ -132,7 +132,8 @@ class Loop:
         self._saves = saves
         self._emit = emit
         self._train = train_batches(recipe, world, self._notify)
-        self._position = Position(job.progress.epoch, job.progress.step, rng_states=job.progress.rng_states)
+        step = step_to_enter(recipe, job.progress, world)
+        self._position = Position(job.progress.epoch, step, rng_states=job.progress.rng_states)
         self._record = EpochRecord(recipe, world, boundary.clock, job.progress)
         self._monitor = Monitor(recipe.settings, job.progress)
         self._agreement = Agreement(engine.model, world, boundary.clock)

@@ -11,6 +11,7 @@ from quik_nb.training.data.batch import Batch, Batches
 from quik_nb.training.data.in_memory import EvalBatches, TensorBatches
 from quik_nb.training.data.loaders import SampleBatches
 from quik_nb.training.data.streams import StreamBatches
+from quik_nb.training.progress import Progress
 from quik_nb.training.world import World
 
 
@@ -39,6 +40,32 @@ class NoBatches:
         raise RecipeError(
             "loader('train'): the session has no training data: use add_data(train=...), or batches of the loop's own."
         )
+
+
+def step_to_enter(recipe: Recipe, progress: Progress, world: World) -> int:
+    """The step of this training at which an epoch goes on that was begun earlier, maybe by another number of ranks.
+
+    It is the same step, except with ready batches, of which a step has at least one for each rank.
+
+    Args:
+        recipe: with the training split.
+        progress: of the epoch that was begun.
+        world: this rank among the others.
+
+    Raises:
+        RecipeError: no step of this number of ranks begins there.
+    """
+    if not getattr(recipe.train, "ready", False) or progress.rng_states is None:
+        return progress.step
+    before, now = (max(recipe.settings.accumulate, ranks) for ranks in (len(progress.rng_states), world.world_size))
+    step, left = divmod(progress.step * before, now)
+    if left:
+        raise RecipeError(
+            f"The unfinished epoch has trained on {progress.step * before} ready batches, {before} in a step, and "
+            f"steps of {now} do not begin there, so that some would count twice: finish the epoch with "
+            f"processes={len(progress.rng_states)}."
+        )
+    return step
 
 
 def eval_batches(source: Source, recipe: Recipe, world: World, tell: Tell | None = None) -> Batches:

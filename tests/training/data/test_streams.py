@@ -16,8 +16,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from quik_nb import QuikSession, QuikWarning
 from quik_nb.errors import RecipeError
 from quik_nb.recipe.data import Source, Stream, as_source
+from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.data.batch import Batch
+from quik_nb.training.data.batches import step_to_enter
 from quik_nb.training.data.streams import StreamBatches, fingerprint
+from quik_nb.training.progress import Progress
 from quik_nb.training.world import World
 
 Notices = list[tuple[str, str]]
@@ -202,6 +205,24 @@ def test_ready_batches_are_never_cut(world_size: int, accumulate: int, expected:
     assert all(4 == len(batch.data[0]) and (3, 8, 8) == batch.data[0][0].shape for batch in batches)
     assert {4 * len(step) for step in expected} == {batch.total for batch in batches}
     assert ({"ready batches"} if world_size > accumulate else set()) == causes(notices)
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "now", "expected"),
+    [(4, 1, 2, 2), (2, 2, 1, 4), (3, 2, 2, 3), (3, 2, 3, 2), (0, 2, 3, 0), (3, 1, 2, None)],
+)
+def test_an_epoch_of_ready_batches_goes_on_with_other_ranks(
+    step: int, before: int, now: int, expected: int | None
+) -> None:
+    """Steps have other sizes then, so it is entered at the same batch; where no step begins there, that is said."""
+    recipe = Recipe(train=stream(DataLoader(Ready(), batch_size=None)))
+    progress = Progress(step=step, rng_states=[{}] * before)
+
+    if expected is None:
+        with pytest.raises(RecipeError, match="processes=1"):
+            step_to_enter(recipe, progress, World(0, now))
+    else:
+        assert expected == step_to_enter(recipe, progress, World(0, now))
 
 
 def test_ready_batches_that_are_each_ranks_own() -> None:
