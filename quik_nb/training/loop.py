@@ -450,7 +450,7 @@ class Loop:
         self._check_losses()
         updater = self._engine.updater
         event = self._record.heartbeat(self._position.epoch, self._position.step, self._train.steps)
-        event = replace(event, lr=updater.lr, lrs=updater.take_lrs())
+        event = replace(event, lr=self._lrs().get("lr"), lrs=updater.take_lrs())
         if phase == "valid":
             event = replace(event, phase="valid", step=step or 0, steps=steps)
         self._emit(event)
@@ -494,7 +494,7 @@ class Loop:
     def _close_epoch(self, values: dict[str, float]) -> None:
         __tracebackhide__ = True
         position, record, updater = self._position, self._record, self._engine.updater
-        lrs = updater.lrs()
+        lrs = self._lrs()
         lr = lrs.pop("lr", math.nan)
         columns = {**values, **record.columns(), **self._values(), **updater.norms.columns(), **lrs}
         total, count = self._agreed_sums()
@@ -510,6 +510,10 @@ class Loop:
 
         self._saves.save(self.snapshot(row))
         self._emit(event)
+
+    def _lrs(self) -> dict[str, float]:
+        """The rates by column."""
+        return self._engine.updater.lrs(() if self.watch is None else self.watch.stepped)
 
     def _tell(self) -> None:
         """Tell what the steps of this epoch showed."""

@@ -26,6 +26,8 @@ class StepWatch:
         """since the epoch began, of optimizers that train the model or are registered"""
         self.elsewhere = False
         """whether an optimizer was stepped that trains nothing of the model"""
+        self.stepped: list[Any] = []
+        """all optimizers that were stepped and train the model or are registered, each once"""
         self.unkept: Any = None
         """the first optimizer over the model's parameters that was not registered"""
         self._thread = get_ident()
@@ -47,6 +49,8 @@ class StepWatch:
         is_known = any(optimizer is each for each in self.known())
         if is_known or self._trains_model(optimizer):
             self.steps += 1
+            if not any(optimizer is each for each in self.stepped):
+                self.stepped.append(optimizer)
             if not is_known and self.unkept is None:
                 self.unkept = optimizer
         else:
@@ -75,6 +79,6 @@ class StepWatch:
             name = type(self.unkept).__name__
             yield (
                 "optimizer is not kept",
-                f"The loop made an optimizer of its own, {name}, which starts anew at each call and after a stop, and "
-                f"whose rate is not shown: use optimizer = session.register('main', {name}(...)).",
+                f"The loop made an optimizer of its own, {name}, which starts anew at each call and after a stop, so "
+                f"that 1 + 2 epochs are not 3: use optimizer = session.register('main', {name}(...)).",
             )

@@ -3,7 +3,7 @@
 Each rank has one; all of them make the same update, since gradients are the same on all ranks when they are used.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -258,12 +258,24 @@ class Updater:
 
     # ------------------------------------------------------------------ rates
 
-    def lrs(self) -> dict[str, float]:
-        """The rates of the latest step, by column: `lr` is that of the first optimizer, the others are `lr_NAME`."""
-        rates = {name: schedule.lr for name, schedule in self.schedules.items()}
-        registered = {name: float(o.param_groups[0]["lr"]) for name, o in self.registered.optimizers.items()}
-        unused = bool(registered) and not any(schedule.steps for schedule in self.schedules.values())
-        rates = {**registered, **rates} if unused else {**rates, **registered}
+    def lrs(self, stepped: Sequence[Any] = ()) -> dict[str, float]:
+        """The rates of the latest step, by column: `lr` is that of the first optimizer, the others are `lr_NAME`.
+
+        Args:
+            stepped: the optimizers that a loop of the user's own has stepped, of which the rates are shown; where it
+                is empty, those of all.
+        """
+        named = {**self.optimizers, **self.registered.optimizers}
+        unknown = [each for each in stepped if not any(each is known for known in named.values())]
+        if unknown:
+            named["own"] = unknown[0]
+        if stepped:
+            named = {name: each for name, each in named.items() if any(each is other for other in stepped)}
+
+        rates = {
+            name: self.schedules[name].lr if name in self.schedules else float(each.param_groups[0]["lr"])
+            for name, each in named.items()
+        }
         return {f"lr_{name}" if i else "lr": rate for i, (name, rate) in enumerate(rates.items())}
 
     @property

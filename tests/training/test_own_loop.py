@@ -97,6 +97,8 @@ def test_a_plain_loop_needs_two_calls() -> None:
     with pytest.warns(QuikWarning, match=r"session\.register\('main', SGD"):
         session.traverse(plain)
 
+    assert [0.1, 0.1] == list(session.history.lr)
+    assert "lr_own" not in session.history
     assert [0, 1] == list(session.history.epoch)
     assert session.history.train_loss[1] < session.history.train_loss[0]
 
