@@ -143,6 +143,16 @@ def test_what_no_optimizer_or_two_train_is_said(calls: list[tuple[str | None, st
         session.train()
 
 
+def test_one_rate_for_several_optimizers() -> None:
+    """A rate for the call is that of all optimizers, and is refused where one has a rate of its own."""
+    with pytest.raises(RecipeError, match=r"'rest' of 2 optimizers has a rate of its own.*name='rest', lr="):
+        two().train(lr=0.1)
+
+    session = without_optimizer(epochs=1).set_optimizer(optim.SGD, params="*.weight", name="a")
+    session.set_optimizer(optim.SGD, name="b").train(lr=0.3)
+    assert [0.3] == list(session.history.lr_b)
+
+
 def test_schedule_of_an_unknown_optimizer() -> None:
     """The name of no optimizer is said, with the near one."""
     session = two().set_scheduler(ExponentialLR, optimizer="matrizes", gamma=0.5)
