@@ -1,4 +1,7 @@
-"""What the learning-rate finder found: rates and losses, a suggestion with its reason, a figure."""
+"""The result of the learning-rate finder: learning rates and losses, a suggestion, a figure.
+
+What is not here: the test itself (`range_test.py`).
+"""
 
 from dataclasses import dataclass
 from html import escape
@@ -14,19 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BETA = 0.9
-"""Weight of the past in the smoothed loss, per step."""
+"""Weight of the previous average in the smoothed loss, per step."""
 
 Point = tuple[float, float]
-"""A learning rate, and the loss of the step that was made with it."""
+"""A learning rate, and the loss of the step made with it."""
 
-FEWEST = 10
-"""Steps below which a curve says nothing."""
+MIN_STEPS = 10
+"""With fewer steps, there is no suggestion."""
 
-CLEAR = 4.0
-"""How many times the noise of the curve a fall must be."""
+MIN_FALL_TO_NOISE = 4.0
+"""How many times the noise of the curve the loss must fall for a suggestion."""
 
-SMALLEST = 0.02
-"""And which part of the loss."""
+MIN_RELATIVE_FALL = 0.02
+"""What fraction of the loss it must fall, in addition."""
 
 Losses = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -46,28 +49,32 @@ class RateTest:
 
     @property
     def suggestion(self) -> float | None:
-        """The rate at which the loss falls fastest per factor of the rate; None where it does not clearly fall.
+        """The learning rate at which the loss falls fastest over log(lr); None if it does not clearly fall.
 
-        The lowest point of the curve would be too much: there the loss is about to rise. Before the fall the loss goes
-        up and down with the batches, which says nothing of the rate, so the steepest place is looked for in the fall.
+        The minimum of the curve would be too large a rate, since the loss is about to rise there. Before the fall, the
+        loss varies with the batches and not with the rate, so the steepest point is searched within the fall only.
         """
-        level = self._level()
-        if len(level) < FEWEST or (lowest := int(np.argmin(level))) < 2:
+        curve = self._centered_average()
+        if len(curve) < MIN_STEPS or (lowest := int(np.argmin(curve))) < 2:
             return None
-        fall = self._start(level) - level[lowest]
-        if fall < max(CLEAR * self._noise(level), SMALLEST * abs(self._start(level))):
+
+        start = self._start(curve)
+        fall = start - curve[lowest]
+        if fall < max(MIN_FALL_TO_NOISE * self._noise(curve), MIN_RELATIVE_FALL * abs(start)):
             return None
-        high = np.flatnonzero(level[:lowest] > self._start(level) - 0.1 * fall)
+
+        # the fall begins after the last point that is within 10 % of the start
+        high = np.flatnonzero(curve[:lowest] > start - 0.1 * fall)
         first = int(high[-1]) if len(high) else 0
-        slopes = np.gradient(level)[first : lowest + 1]  # the rate grows by the same factor from step to step
+        slopes = np.gradient(curve)[first : lowest + 1]  # over log(lr), which grows by the same amount each step
         return self.points[first + int(np.argmin(slopes))][0]
 
     @property
     def _losses(self) -> Losses:
         return np.array([loss for _, loss in self.points if np.isfinite(loss)])
 
-    def _level(self) -> Losses:
-        """The losses, each with as many neighbours on either side averaged, so that the curve does not lag."""
+    def _centered_average(self) -> Losses:
+        """The losses, averaged over windows that are centered on each step, so that the curve does not lag."""
         losses = self._losses
         reach = len(losses) // 12
         windows = [
@@ -75,43 +82,44 @@ class RateTest:
         ]
         return np.array([window.mean() for window in windows])
 
-    def _start(self, level: Losses) -> float:
-        """The loss before it falls: what the first, tiny rates leave it at."""
-        return float(np.median(level[: max(1, len(level) // 5)]))
+    def _start(self, curve: Losses) -> float:
+        """The loss before it falls: the median over the first fifth of the steps."""
+        return float(np.median(curve[: max(1, len(curve) // 5)]))
 
-    def _noise(self, level: Losses) -> float:
-        """How far the level goes up and down with the batches: the median deviation of a loss, over its window."""
-        deviations = np.abs(self._losses - level)[: max(3, len(level) // 2)]
-        return float(1.48 * np.median(deviations) / np.sqrt(2 * (len(level) // 12) + 1))
+    def _noise(self, curve: Losses) -> float:
+        """The standard deviation of the averaged curve, from the median absolute deviation of the losses."""
+        deviations = np.abs(self._losses - curve)[: max(3, len(curve) // 2)]
+        window = 2 * (len(curve) // 12) + 1
+        return float(1.48 * np.median(deviations) / np.sqrt(window))
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """A DataFrame: lr, loss, and smoothed, the loss averaged over the last steps."""
+        """A DataFrame with a line per step: lr, loss, and smoothed (moving average of the loss)."""
         import pandas as pd
 
         losses = [loss for _, loss in self.points]
         return pd.DataFrame({"lr": [rate for rate, _ in self.points], "loss": losses, "smoothed": smoothed(losses)})
 
     def figure(self) -> "Figure":
-        """The losses over the rates as a matplotlib Figure, with the suggestion."""
+        """The loss over the learning rate as a matplotlib Figure, with the suggestion marked."""
         points = [(rate, loss) for rate, loss in self.points if np.isfinite(loss)]
         return rates_figure(points, smoothed([loss for _, loss in points]), self.suggestion)
 
     def __repr__(self) -> str:
         if not len(self._losses):
-            return "learning-rate finder: the loss is no number from the first step on, so look for NaN in the data"
+            return "learning-rate finder: the loss is NaN or infinite from the first step on: look for NaN in the data"
         (first, _), (last, _) = self.points[0], self.points[-1]
-        tried = f"learning-rate finder: {len(self.points)} steps from {first:.2g} to {last:.2g}"
+        steps = f"learning-rate finder: {len(self.points)} steps from {first:.2g} to {last:.2g}"
         if self.suggestion is None:
-            return f"{tried}; the loss did not fall, so there is no suggestion"
-        return f"{tried}; the loss falls fastest at {self.suggestion:.2g}: session.train(lr={self.suggestion:.2g})"
+            return f"{steps}; the loss did not fall, so there is no suggestion"
+        return f"{steps}; the loss falls fastest at {self.suggestion:.2g}: session.train(lr={self.suggestion:.2g})"
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(repr(self))}</p>\n{img(self.figure(), repr(self))}"
 
 
 def smoothed(losses: list[float]) -> list[float]:
-    """The moving average of the losses, divided by its total weight, so that it has no bias towards zero.
+    """The exponential moving average of the losses, with bias correction.
 
     >>> smoothed([2.0, 2.0, 2.0])
     [2.0, 2.0, 2.0]

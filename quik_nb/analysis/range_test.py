@@ -1,8 +1,8 @@
-"""The learning-rate range test: one training in miniature whose rate grows at every step until the loss blows up.
+"""The learning-rate range test: a short training whose learning rate grows at every step until the loss diverges.
 
 The test is Leslie Smith's (Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186, section 3.3). The
-rate grows by the same factor at each step, and the test stops where the smoothed loss is four times its lowest, as in
-fastai's `lr_find`. It walks on the pieces of the training loop, so that whatever can be trained can be tested.
+rate grows by the same factor at each step, and the test stops when the smoothed loss is four times its minimum, as in
+fastai's `lr_find`. It is a custom loop on `Loop`, so that everything that can be trained can be tested.
 """
 
 from collections.abc import Iterator
@@ -24,28 +24,31 @@ from quik_nb.training.pytree import to_cpu_copy
 from quik_nb.training.rank import loop_of
 from quik_nb.training.world import World
 
-BLOWN_UP = 4.0
-"""How many times its lowest value the smoothed loss may reach."""
+MAX_RISE = 4.0
+"""The smoothed loss may be at most this many times its minimum."""
 
 
 def range_test(recipe: Recipe, device: torch.device, start: float, end: float, steps: int) -> list[Point]:
-    """Train `steps` steps from the model's present weights, with rates from `start` to `end`, in this process.
+    """Train from the current weights with growing learning rates, with a fresh optimizer, in this process.
 
-    Weights, buffers, gradients, modes and random numbers are afterwards as they were; the optimizer is a fresh one.
+    Weights, buffers, gradients, modes and random number generators are restored afterwards.
 
     Args:
-        recipe: what to train; its scheduler and validation split are left aside.
-        device: where to.
-        start: the first rate, of the first parameter group; other groups keep their ratio to it.
-        end: the last rate.
-        steps: optimizer steps; they may go over several epochs. The test ends earlier where the loss blows up.
+        recipe: what to train; its scheduler and validation split are ignored.
+        device: to train on.
+        start: the first learning rate, of the first parameter group; the others are scaled by the same factor.
+        end: the last learning rate.
+        steps: optimizer steps, over several epochs if needed; fewer if the loss diverges.
+
+    Returns:
+        (learning rate, loss of the step) in the order of the steps.
     """
     settings = replace(recipe.settings, ema=None, patience=None, compile=False, checkpoint_minutes=None)
-    bare = replace(recipe, settings=settings, schedulers={}, valid=None, metrics={})
+    plain = replace(recipe, settings=settings, schedulers={}, valid=None, metrics={})
     rates = (start * (end / start) ** (i / max(1, steps - 1)) for i in count())
     points: list[Point] = []
 
-    def walk(loop: Loop) -> None:
+    def train(loop: Loop) -> None:
         rate, at_boundary = start, True
         for _ in loop.iter_epochs():
             for batch in loop.batches("train"):
@@ -57,37 +60,37 @@ def range_test(recipe: Recipe, device: torch.device, start: float, end: float, s
                 at_boundary = batch.last
                 if at_boundary:
                     points.append((rate, loop.step_loss()))
-                    if len(points) == steps or blown_up([loss for _, loss in points]):
+                    if len(points) == steps or has_diverged([loss for _, loss in points]):
                         return
             loop.next_epoch()
 
-    job = Job(bare, steps, "the learning-rate finder")
-    with as_before(job.model), suppress(DivergenceError), loop_of(job, World(device=device), nobody_listens) as loop:
-        walk(loop)
+    job = Job(plain, steps, "the learning-rate finder")
+    with restore_model(job.model), suppress(DivergenceError), loop_of(job, World(device=device), ignore_event) as loop:
+        train(loop)
     return points
 
 
-def nobody_listens(event: Event) -> None:
-    """Events of the test are shown nowhere."""
+def ignore_event(event: Event) -> None:
+    """The test has no views, so its events are ignored."""
 
 
 @contextmanager
-def as_before(model: nn.Module) -> Iterator[None]:
-    """Whatever is trained inside, weights, buffers, modes and the device of a model are afterwards as they were."""
-    home = next(model.parameters()).device
+def restore_model(model: nn.Module) -> Iterator[None]:
+    """Restore weights, buffers and device of a model afterwards, and drop its gradients."""
+    device = next(model.parameters()).device
     state = to_cpu_copy(model.state_dict())
-    loose = to_cpu_copy(unsaved_buffers(model))
+    buffers = to_cpu_copy(unsaved_buffers(model))
     try:
         yield
     finally:
         model.zero_grad()
-        model.to(home).load_state_dict(state)
+        model.to(device).load_state_dict(state)
         for name, value in model.named_buffers():
-            if name in loose:
-                value.copy_(loose[name])
+            if name in buffers:
+                value.copy_(buffers[name])
 
 
-def blown_up(losses: list[float]) -> bool:
-    """Whether the loss is no longer a number, or the smoothed one has left its lowest value far below."""
+def has_diverged(losses: list[float]) -> bool:
+    """Whether the loss is NaN, or the smoothed loss is more than `MAX_RISE` times its minimum."""
     values = smoothed(losses)
-    return not values[-1] < BLOWN_UP * max(min(values), 1e-12)
+    return not values[-1] < MAX_RISE * max(min(values), 1e-12)

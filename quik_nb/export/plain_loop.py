@@ -1,8 +1,10 @@
-"""The training of a session in plain PyTorch: the shortest explanation of `train()`, and the text of `as_code()`.
+"""The training of a session in plain PyTorch: the shortest explanation of `train()`, and the template of `as_code()`.
 
-It runs as it stands, on made-up numbers: `python -m quik_nb.export.plain_loop`. For a session, `script.py` answers the
-questions that this file asks (`if CLIP_NORM is not None:`), leaves out what is not needed then, and puts the session's
-parts in place of the ones here. What is not here: several processes, resuming, the screen.
+It runs as it is, on made-up data: `python -m quik_nb.export.plain_loop`. For a session, `script.py` decides the
+conditions of this file (`if CLIP_NORM is not None:`), removes what is then unused, and fills in the session's model,
+data and settings.
+
+What is not here: several processes, resuming, the live view.
 """
 
 import math
@@ -22,27 +24,27 @@ from torch.utils.data import DataLoader, IterableDataset
 EPOCHS = 3
 BATCH_SIZE = 16  # samples; an optimizer step takes one batch, or several that join
 VALID_BATCH_SIZE = 16  # samples per forward pass of validation
-SEED = 42  # of the order of samples, dropout and first weights
+SEED = 42  # for the order of samples, dropout and initial weights
 PRECISION = "fp32"
 COMPILE = False
 
 ACCUMULATE = 2  # micro-batches per optimizer step
-JOINED = False  # whether these are batches of a loader of one's own, rather than parts of a batch
-CLIP_VALUE: float | None = None  # largest absolute value of a gradient's element
-CLIP_NORM: float | None = 0.5  # largest norm of all gradients together
+JOINED = False  # whether these are whole batches of a DataLoader, not parts of one batch
+CLIP_VALUE: float | None = None  # maximum absolute value of a gradient element
+CLIP_NORM: float | None = 0.5  # maximum norm of all gradients together
 EMA: float | None = 0.9  # decay per step of the averaged weights, which are validated and saved
-SCHEDULES = {"batch"}  # or "epoch", "loss" for one that watches it, "timm" for timm's: when schedulers are stepped
-CLOSURE = False  # whether the optimizer computes the loss again and again, as LBFGS
-YIELDS = False  # whether the step yields losses, each with the name of the optimizer that steps by it
+SCHEDULES = {"batch"}  # when schedulers are stepped: after "batch" or "epoch", with the "loss", or as "timm" does
+CLOSURE = False  # whether the optimizer evaluates the loss several times per step, as LBFGS does
+YIELDS = False  # whether the step yields pairs of an optimizer's name and its loss
 
-PATIENCE: int | None = 2  # epochs without improvement after which training ends
+PATIENCE: int | None = 2  # epochs without improvement after which training stops
 MIN_DELTA = 0.0  # by how much the loss must fall to count as an improvement
-MONITOR = "valid_loss"  # what patience and a scheduler watch
+MONITOR = "valid_loss"  # the loss for early stopping and schedulers
 
-REDUCTION = "mean"  # or "sum": how the criterion makes one number of the losses of a batch
+REDUCTION = "mean"  # or "sum": how the criterion reduces the losses of a batch
 WEIGHTED = False  # whether labels have weights, or are ignored
-LABEL = "labels"  # the key of the target in a batch that is a dict
-STEP: Callable[..., Any] | None = None  # (model, criterion, batch) -> loss or (loss, outputs), for another than below
+LABEL = "labels"  # the key of the target in a dict batch
+STEP: Callable[..., Any] | None = None  # (model, criterion, batch) -> loss or (loss, outputs); None for the one below
 METRICS: dict[str, Callable[[Any, Any], Any]] = {}  # functions of (outputs, targets) over all of validation
 
 SHUFFLE = True
@@ -52,7 +54,7 @@ VALID_LOADER: dict[str, Any] = {}  # further keywords of its DataLoader
 SAVE = False
 DATE = "20210101"  # in file names
 DATA = Path("data")
-FIRST_WEIGHTS: Path | None = None  # what training starts from
+FIRST_WEIGHTS: Path | None = None  # initial weights
 FROZEN: list[str] = []  # parameters that are not trained
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,12 +72,12 @@ def made_up(samples: int) -> Any:
 
 
 def epoch_seed(epoch: int) -> int:
-    """A seed for each epoch, so that training can go on at any epoch with the same random numbers."""
+    """A seed for each epoch, so that training can continue at any epoch with the same random numbers."""
     return int(np.random.SeedSequence([SEED, epoch, 0]).generate_state(1, np.uint32)[0])
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch: dropout, augmentation and new weights draw from these."""
+    """Seed Python, NumPy and torch, for dropout, augmentation and initial weights."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # NumPy takes 32 bits, torch 64
     torch.manual_seed(seed)
@@ -85,14 +87,14 @@ def seed_all(seed: int) -> None:
 
 
 def in_order(samples: int, seed: int | None) -> Tensor:
-    """The order of the samples: shuffled by a generator of its own, so that nothing else that draws can change it."""
+    """The order of the samples, shuffled with a separate generator, independent of the global ones."""
     if seed is None:
         return torch.arange(samples)
     return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
 
 
 def from_memory(data: Any, batch_size: int, seed: int | None = None) -> Iterator[Any]:
-    """Batches of tensors, on the device: one index per batch is much faster than to fetch sample by sample."""
+    """Batches of tensors, on the device: indexing once per batch is much faster than fetching single samples."""
     if isinstance(data, dict):
         for rows in in_order(len(next(iter(data.values()))), seed).split(batch_size):  # type: ignore[no-untyped-call]
             yield {name: tensor[rows].to(device) for name, tensor in data.items()}
@@ -108,12 +110,12 @@ def from_dataset(data: Any, batch_size: int, seed: int | None = None, **options:
 
 
 def from_stream(data: Any, batch_size: int | None, **options: Any) -> Iterator[Any]:
-    """Batches of a stream as it comes, on the device."""
+    """Batches of an iterable dataset in its order, on the device."""
     yield from map(to_device, DataLoader(data, batch_size, **options))
 
 
 def to_device(data: Any) -> Any:
-    """A batch, or a part of it, with all its tensors on the device."""
+    """A nested batch with all its tensors on the device."""
     match data:
         case Mapping():
             return {name: to_device(value) for name, value in data.items()}
@@ -129,7 +131,7 @@ def joined(batches: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def micro_batches(batch: Any) -> Iterator[Any]:
-    """A batch in parts that are computed one after the other: the same gradient with less memory."""
+    """A batch split into parts for gradient accumulation: the same gradient with less memory."""
     size = -(-count_samples(batch) // ACCUMULATE)
     if isinstance(batch, dict):
         parts = {name: value.split(size) for name, value in batch.items()}
@@ -150,7 +152,7 @@ def count_samples(data: Any) -> int:
 
 
 def count(criterion: Any, batch: Any) -> Any:
-    """What the loss of a batch is a mean over, where labels have weights or are ignored."""
+    """The divisor of the batch's mean loss, if labels have weights or are ignored."""
     target = batch[LABEL] if isinstance(batch, dict) else batch[-1]
     labels = target[target != criterion.ignore_index]
     return labels.numel() if criterion.weight is None else criterion.weight[labels].sum().item()
@@ -194,7 +196,7 @@ def validate(model: nn.Module, criterion: Any, valid: Any) -> dict[str, float]:
     """The mean loss over all samples of the split, and its metrics."""
     model.eval()
 
-    # A mean of the batches' means would be wrong, as the last batch may be smaller: add up first, then divide.
+    # The mean of batch means would be wrong, since the last batch may be smaller: sum up first, then divide.
     total, counted = 0.0, 0.0
     if METRICS:
         all_outputs, all_targets = [], []
@@ -234,7 +236,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
     valid = made_up(37)
 
     if FIRST_WEIGHTS is None:
-        seed_all(SEED)  # so that a model that is made here has the same first weights each time
+        seed_all(SEED)  # so that a model created here has the same initial weights each time
 
     model: nn.Module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1)).double().to(device)
     if FIRST_WEIGHTS is not None:
@@ -257,7 +259,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
     # Small gradients would be zero in fp16, so the loss is scaled up before backward; bf16 has the range of fp32.
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda") if PRECISION == "fp16" else None
 
-    # Averaged weights are steadier than those of the last step, so they are what is validated and saved.
+    # Averaged weights vary less than those of the last step, so they are validated and saved.
     ema = None if EMA is None else get_ema_multi_avg_fn(EMA)  # type: ignore[no-untyped-call]
     average = None if EMA is None else AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
     evaluated = model if average is None else average.module
@@ -289,7 +291,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
                     whole = count(criterion, batch) if WEIGHTED else count_samples(batch)
             pieces = batch if JOINED else micro_batches(batch)
             if YIELDS:
-                # Each loss is one optimizer's: it starts from gradients of zero, and moves its own parameters alone.
+                # Each loss belongs to one optimizer, which starts from zeroed gradients and updates only its own parameters.
                 losses: dict[str, list[float]] = {}
                 for name, loss in STEP(model, criterion, batch):  # type: ignore[misc]
                     model.zero_grad()
@@ -347,7 +349,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
                         loss = scaler.scale(loss)
                     loss.backward()
 
-                # Gradients are clipped as they are, so a scale is taken off first.
+                # Clipping needs unscaled gradients.
                 if scaler is not None and (CLIP_VALUE is not None or CLIP_NORM is not None):
                     for each in optimizers.values():
                         scaler.unscale_(each)
@@ -357,7 +359,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
                     nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
 
                 if scaler is not None:
-                    # A step whose scaled gradients overflowed is left out, and the scale is lowered.
+                    # A step whose scaled gradients overflowed is skipped, and the scale is reduced.
                     for each in optimizers.values():
                         scaler.step(each)
                     scaler.update()
@@ -396,7 +398,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
         if SAVE:
             DATA.mkdir(parents=True, exist_ok=True)
             path = DATA / f"state_dict_e{epoch}_{DATE}.pt"
-            path.unlink(missing_ok=True)  # rather than write into a file that a session still has under another name
+            path.unlink(missing_ok=True)  # it may be a hard link to a file of a session, which must not be overwritten
             torch.save(evaluated.state_dict(), path)
 
         if PATIENCE is not None:

@@ -1,6 +1,6 @@
-"""Objects as the text that makes them: classes and functions from cells quoted with all that they use, others imported.
+"""Objects as source code: classes and functions from cells are copied with all that they use, others are imported.
 
-What cannot be said in text becomes `...` in the expression and a sentence in `gaps`; nothing is guessed silently.
+What has no source code becomes `...` in the expression and a sentence in `gaps`; nothing is guessed silently.
 """
 
 import ast
@@ -25,10 +25,10 @@ from quik_nb.recipe.equality import same
 from quik_nb.training.rng import preserved
 
 GAP = "..."
-"""Stands in an expression for what has to be filled in by hand."""
+"""Placeholder in an expression for what the user has to fill in."""
 
 MAX_ELEMENTS = 1000
-"""Elements of a tensor that are written out."""
+"""Larger tensors are not written out."""
 
 SHORT_NAMES = {
     "numpy": ("np", "import numpy as np"),
@@ -38,21 +38,21 @@ SHORT_NAMES = {
     "torch.nn.functional": ("F", "import torch.nn.functional as F"),
     "torch.optim": ("optim", "from torch import optim"),
 }
-"""Modules under the names that the field gives them."""
+"""Customary names of modules, with their import statements."""
 
 RNN_KEYWORDS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
-"""What torch's recurrent layers take by `*args`."""
+"""The arguments of torch's recurrent layers, whose signature has only `*args`."""
 
 
 class Quoter:
-    """Turns objects into expressions, and collects the imports and definitions that these need."""
+    """Turns objects into expressions, and collects the imports and definitions that they need."""
 
     def __init__(self) -> None:
         self.imports: set[str] = set()
         self.definitions: dict[str, str] = {}
-        """source by name, in an order in which each comes after what it is built on"""
+        """source code by name, each after the definitions that it uses"""
         self.gaps: list[str] = []
-        """a sentence for each thing to fill in by hand"""
+        """a sentence for each placeholder to fill in"""
         self._by_name: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ values
@@ -61,8 +61,8 @@ class Quoter:
         """An expression for a value.
 
         Args:
-            value: anything.
-            what: how to call it where it cannot be expressed.
+            value: any object.
+            what: a description of it for `gaps`, if it cannot be expressed.
 
         >>> Quoter().value({"lr": 0.1, "betas": (0.9, float("inf"))}, "a keyword")
         "{'lr': 0.1, 'betas': (0.9, float('inf'))}"
@@ -104,7 +104,7 @@ class Quoter:
     # ------------------------------------------------------------------ classes and functions
 
     def reference(self, target: Any) -> str:
-        """The name under which a class or function can be used, once imports and definitions are there."""
+        """An expression for a class or function; adds its import or definition."""
         name = getattr(target, "__name__", type(target).__name__)
         if name == "<lambda>":
             return self._lambda(target)
@@ -114,7 +114,7 @@ class Quoter:
         return str(name)
 
     def _imported(self, target: Any, name: str) -> str:
-        """From the shortest module path that offers it; those of torch by the names of every tutorial."""
+        """The name of an imported class or function, from the shortest module path; for torch, as in its tutorials."""
         module = public_module(target, name)
         if module == "builtins":
             return name
@@ -134,7 +134,7 @@ class Quoter:
         return short
 
     def _define(self, name: str, target: Any) -> None:
-        """Quote a class or function, after all that it uses."""
+        """Add the source of a class or function, after that of all it uses."""
         if name in self._by_name:
             if self._by_name[name] is not target:
                 self._gap(f"two things are called {name}, and the script has just one of them")
@@ -142,7 +142,7 @@ class Quoter:
         self._by_name[name] = target
         source = source_of(target)
         if source is None:
-            self._gap(f"the source of {name} ({target.__module__}) is not at hand, so import or paste it")
+            self._gap(f"the source of {name} ({target.__module__}) was not found, so import or paste it")
             return
         self._bind_all(source, scope_of(target))
         self.definitions[name] = source
@@ -155,7 +155,7 @@ class Quoter:
         return f"({source})"
 
     def _bind_all(self, source: str, scope: Mapping[str, Any]) -> None:
-        """See to it that all names which a piece of source takes from its surroundings are there."""
+        """Define or import all global names that a piece of source code uses."""
         for name in outer_names(compile(source, "quoted", "exec")):
             if name in scope:
                 self._bind(name, scope[name])
@@ -166,7 +166,7 @@ class Quoter:
             plain = f"import {name}" if value.__name__ == name else f"import {value.__name__} as {name}"
             self.imports.add(line if short == name else plain)
         elif isinstance(value, type | FunctionType | BuiltinFunctionType) and value.__name__ == name:
-            if installed(value.__module__):  # the bare name was written, so the bare name is imported
+            if installed(value.__module__):  # the source uses the name without its module
                 self.imports.add(f"from {public_module(value, name) or value.__module__} import {name}")
             else:
                 self.reference(value)
@@ -177,9 +177,9 @@ class Quoter:
     # ------------------------------------------------------------------ modules
 
     def module(self, module: nn.Module) -> str:
-        """A call that makes the same module: its class with the arguments that it kept as attributes.
+        """A call that creates the same module: its class, with the arguments that it stores as attributes.
 
-        Whether those were all is tried out, as a class of the user's own may do with its arguments what it likes.
+        For user-defined classes, the call is tried, since they need not store their arguments.
         """
         kind = type(module)
         if kind in (nn.Sequential, nn.ModuleList):
@@ -187,30 +187,31 @@ class Quoter:
             inner = "".join(f"    {textwrap.indent(part, '    ').lstrip()},\n" for part in parts)
             opening, closing = ("(", ")") if kind is nn.Sequential else ("([", "])")
             return f"{self.reference(kind)}{opening}\n{inner}{closing}" if parts else f"{self.reference(kind)}()"
+
         words, arguments = [], {}
         for keyword, default in keywords_of(kind):
             text = self._argument(module, keyword)
             if text is not None:
                 arguments[keyword] = _stored(module, keyword)
             elif default is inspect.Parameter.empty:
-                text = self._gap(f"{kind.__name__} keeps no {keyword}, so fill in what you made it with")
+                text = self._gap(f"{kind.__name__} does not store its argument {keyword}, so fill it in")
             if text is not None and text != _text(default):
                 words.append(f"{keyword}={text}")
 
         is_open = not kind.__module__.startswith("torch.") and GAP not in "".join(words)
         if is_open and not makes(kind, arguments, module):
             names = ", ".join(keyword for keyword, _ in keywords_of(kind))
-            what = f"does not tell what it was made with ({names})" if names else "was changed after it was made"
+            what = f"does not store its arguments ({names})" if names else "was changed after it was created"
             return f"{self.reference(kind)}({self._gap(f'{kind.__name__} {what}')})"
         return f"{self.reference(kind)}({', '.join(words)})"
 
     def _argument(self, module: nn.Module, keyword: str) -> str | None:
-        """An argument that a module stored in an attribute of that name, as an expression; None where it did not."""
+        """The argument that a module stored in an attribute of that name, as an expression; None if there is none."""
         if not hasattr(module, keyword):
             return None
         value = _stored(module, keyword)
 
-        trial = Quoter()  # what has no text must not leave a gap here: then the argument is asked for by name
+        trial = Quoter()  # separate, since a value that cannot be expressed must not add a gap here
         trial.value(value, keyword)
         return None if trial.gaps else self.value(value, keyword)
 
@@ -219,30 +220,30 @@ def _stored(module: nn.Module, keyword: str) -> Any:
     """The value of an argument that a module stored."""
     value = getattr(module, keyword)
 
-    # A layer is asked for a bias with True or False, and stores the bias itself, or None.
+    # layers take bias=True or False, and store the parameter itself or None
     if isinstance(value, nn.Parameter) or (value is None and keyword == "bias"):
         return value is not None
     return value
 
 
 def makes(kind: type[nn.Module], arguments: Mapping[str, Any], module: nn.Module) -> bool:
-    """Whether a class makes a module of the same structure from these arguments."""
-    # On the meta device a large model takes no memory; but not all can be made there.
+    """Whether a class, called with these arguments, creates a module of the same structure."""
+    # on the meta device a large model takes no memory, but some models cannot be created there
     for place in (torch.device("meta"), nullcontext()):
         with preserved():
-            copies = deepcopy(dict(arguments))  # the class may initialise again what it is given
+            copies = deepcopy(dict(arguments))  # the class may initialise the modules passed to it again
             try:
                 with place:
-                    made = kind(**copies)
-            except Exception:  # whatever it is: then these are not its arguments
+                    created = kind(**copies)
+            except Exception:  # any exception means that these are not its arguments
                 continue
-        if same_structure(made, module):
+        if same_structure(created, module):
             return True
     return False
 
 
 def same_structure(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules have the same structure: classes, shapes of weights and plain attributes, all through."""
+    """Whether two modules have the same structure, recursively: classes, shapes of weights and plain attributes."""
     if type(one) is not type(other):
         return False
 
@@ -266,7 +267,7 @@ def _text(default: Any) -> str | None:
 
 
 def keywords_of(kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:
-    """The arguments that a class of modules takes, with their defaults."""
+    """The arguments of a module class, with their defaults."""
     if issubclass(kind, nn.RNNBase) and kind.__module__.startswith("torch."):
         defaults = inspect.signature(nn.RNNBase).parameters
         yield from ((name, defaults[name].default) for name in RNN_KEYWORDS)
@@ -280,19 +281,19 @@ def keywords_of(kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:
 
 
 def public_module(target: Any, name: str) -> str | None:
-    """The shortest path of a module that offers a class or function by this name."""
+    """The shortest module path from which a class or function can be imported by this name; None if there is none."""
     parts = target.__module__.split(".")
     paths = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
     return next((p for p in paths if getattr(sys.modules.get(p), name, None) is target), None)
 
 
 def outer_names(code: CodeType) -> dict[str, None]:
-    """The names that code takes from around it: not its arguments, locals and attributes."""
-    made = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"}
+    """The global names that code uses, not its arguments, locals and attributes; a dict, for its order."""
+    stored = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"}
     names = {
         i.argval: None
         for i in dis.get_instructions(code)
-        if i.opname in ("LOAD_NAME", "LOAD_GLOBAL") and i.argval not in made
+        if i.opname in ("LOAD_NAME", "LOAD_GLOBAL") and i.argval not in stored
     }
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -301,7 +302,7 @@ def outer_names(code: CodeType) -> dict[str, None]:
 
 
 def installed(module: str | None) -> bool:
-    """Whether a module comes with Python or a package, so that a script can import it."""
+    """Whether a module belongs to Python or an installed package, so that a script can import it."""
     if module in (None, "__main__"):
         return False
     file = getattr(sys.modules.get(str(module)), "__file__", None)
@@ -311,7 +312,7 @@ def installed(module: str | None) -> bool:
 
 
 def source_of(target: Any) -> str | None:
-    """The source of a class or function, without indent; None where it is not at hand."""
+    """The source code of a class or function, dedented; None if it is not available."""
     code = next(_codes(target), None)
     if code is not None:
         kinds = (ast.ClassDef,) if isinstance(target, type) else (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -320,23 +321,23 @@ def source_of(target: Any) -> str | None:
                 return text
     try:
         return textwrap.dedent(inspect.getsource(target))
-    except (OSError, TypeError):  # a class of a cell without methods, or one made by other code
+    except (OSError, TypeError):  # a class without methods from a cell, or one created dynamically
         return None
 
 
 def lambda_source(target: FunctionType) -> str | None:
-    """The source of a lambda: the one on its line that compiles to the same code."""
+    """The source code of a lambda: of those on its line, the one that compiles to the same code."""
     code = target.__code__
     for node, text in _nodes(code, (ast.Lambda,)):
         if node.lineno == code.co_firstlineno:
-            made = next(c for c in compile(f"({text})", "", "eval").co_consts if isinstance(c, CodeType))
-            if (made.co_code, made.co_names, made.co_varnames) == (code.co_code, code.co_names, code.co_varnames):
+            other = next(c for c in compile(f"({text})", "", "eval").co_consts if isinstance(c, CodeType))
+            if (other.co_code, other.co_names, other.co_varnames) == (code.co_code, code.co_names, code.co_varnames):
                 return text
     return None
 
 
 def _codes(target: Any) -> Iterator[CodeType]:
-    """The code of a function, or of the methods that a class itself defines."""
+    """The code objects of a function, or of the methods that a class defines itself."""
     if isinstance(target, FunctionType):
         yield target.__code__
     elif isinstance(target, type):
@@ -347,7 +348,7 @@ def _codes(target: Any) -> Iterator[CodeType]:
 
 
 def _nodes(code: CodeType, kinds: tuple[type[Any], ...]) -> Iterator[tuple[Any, str]]:
-    """The nodes of some kinds in the file or cell of a code object, with their text."""
+    """The syntax nodes of some kinds in the file or cell of a code object, with their source code."""
     whole = "".join(linecache.getlines(code.co_filename))
     try:
         tree = ast.parse(whole)
@@ -368,7 +369,7 @@ def _starts(node: Any) -> int:
 
 
 def scope_of(target: Any) -> dict[str, Any]:
-    """The names that a class or function can see around it: those of its module, and of functions it was made in."""
+    """The names visible to a class or function: those of its module and of enclosing functions."""
     functions: list[Any] = [target] if isinstance(target, FunctionType) else []
     if isinstance(target, type):
         functions = [getattr(m, "__func__", getattr(m, "fget", m)) for m in vars(target).values()]

@@ -1,7 +1,7 @@
-"""The text of a cell as the body of a training step, line for line.
+"""Turns the source of a cell into a training step, line by line.
 
-The first line of the cell, `%%quik_train session`, becomes the function's head, so that all line numbers are those of
-the cell. The source is text rather than a tree, so that tracebacks, `inspect.getsource` and `as_code` can show it.
+The first line of the cell, `%%quik_train session`, becomes the function's header, so line numbers do not change. The
+result is source code rather than a syntax tree, so that tracebacks, `inspect.getsource` and `as_code` can show it.
 """
 
 import ast
@@ -17,11 +17,11 @@ def step_source(body: str) -> str:
     """The source of `training_step(model, criterion, batch)` with this body.
 
     Args:
-        body: statements that end in an expression, which is returned, or assign to `loss`, which is returned then.
+        body: statements; if the last one is an expression, it is returned, otherwise the variable `loss`.
 
     Raises:
-        RecipeError: the body gives no loss.
-        SyntaxError: it is no Python; lines are counted with the head as the first.
+        RecipeError: the body does not end in an expression and does not assign to `loss`.
+        SyntaxError: the body is not valid Python; line numbers include the header.
 
     >>> print(step_source("x, y = batch\\ncriterion(model(x), y)"))
     def training_step(model, criterion, batch):
@@ -42,7 +42,7 @@ def step_source(body: str) -> str:
         ending = "is empty" if last is None else f"ends in `{ast.unparse(last).splitlines()[0]}`"
         raise RecipeError(
             f"This cell is the training step of a batch, and it {ending}, which gives no loss to train with: "
-            f"end it with loss = criterion(outputs, target), or with the expression alone."
+            f"end it with loss = criterion(outputs, target), or with the expression only."
         )
 
     for number in set(range(1, len(lines))) - set(_lines_within_strings(statements)):
@@ -57,7 +57,7 @@ def _assigns_loss(statement: ast.AST) -> bool:
 
 
 def _lines_within_strings(statements: list[ast.stmt]) -> Iterator[int]:
-    """The lines that begin inside a string: an indent there would change its value."""
+    """The lines that begin inside a multi-line string, where indentation would change its value."""
     for statement in statements:
         for node in ast.walk(statement):
             if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno is not None:

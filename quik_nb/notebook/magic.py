@@ -1,7 +1,7 @@
-"""The magic: `%quik_train session --epochs 5` trains; above a cell, `%%quik_train session` makes it the training step.
+"""The magic `%quik_train session --epochs 5` trains; `%%quik_train session` makes the cell the training step.
 
-It parses and delegates: options are those of `cli_options`, the work is `session.train()`. What was typed wrong in the
-line is told in one line; what goes wrong in the training is shown as from `session.train()` itself.
+Entry point: it parses options with `cli_options` and calls `session.train()`. Mistakes in the line are reported in one
+line; errors of the training look as if raised by `session.train()` itself.
 """
 
 import re
@@ -23,25 +23,25 @@ from quik_nb.session.session import QuikSession
 NAME = "quik_train"
 MATCHER = f"{__name__}.match"
 LINE = re.compile(rf"(?:^|%){NAME}((?:\s.*)?\s)(\S*)$")
-"""The line of the magic: what was typed, and the word that was begun."""
+"""The line of the magic: the complete words, and the word to complete."""
 USAGE = f"%{NAME} session [options], or %%{NAME} session [options] above the lines of a training step"
 
 
 class MagicParser(Parser):
-    """A parser whose errors are shown as one line, and which never ends the kernel."""
+    """A parser whose errors are shown as one line, and which never exits the kernel."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what IPython shows without a traceback."""
+        """Raise a UsageError, which IPython shows without a traceback."""
         raise UsageError(f"%{NAME}: {message}")
 
 
 def parser() -> MagicParser:
-    """The parser of the line, made when it is needed."""
-    made = MagicParser(prog=f"%{NAME}", usage=USAGE.replace("%", "%%"), add_help=False)
-    made.add_argument("session", nargs="?", help="the name of a QuikSession")
-    made.add_argument("-h", "--help", action="store_true", help="show this")
-    add_optional_args(made)
-    return made
+    """The parser of the line."""
+    options = MagicParser(prog=f"%{NAME}", usage=USAGE.replace("%", "%%"), add_help=False)
+    options.add_argument("session", nargs="?", help="the name of a QuikSession")
+    options.add_argument("-h", "--help", action="store_true", help="show this")
+    add_optional_args(options)
+    return options
 
 
 @magics_class
@@ -52,11 +52,11 @@ class QuikMagics(Magics):
 
     @line_cell_magic
     def quik_train(self, line: str, cell: str | None = None) -> Run | None:
-        """Train a session; options are for this call, as in session.train().
+        """Train a session; options are for this call only, as in session.train().
 
             %quik_train session --epochs 5 --lr 3e-4 --processes 2
 
-        Above a cell, the cell is what is done with a batch, and stays the session's step from then on:
+        As a cell magic, the cell becomes the session's training step, for this and later calls:
 
             %%quik_train session
             x, y = batch
@@ -68,7 +68,7 @@ class QuikMagics(Magics):
 
         try:
             words = shlex.split(line, comments=True)
-        except ValueError as error:  # a quote is open
+        except ValueError as error:  # an unclosed quote
             raise UsageError(f"%{NAME}: {error} in {line!r}") from None
 
         known = parser()
@@ -77,7 +77,7 @@ class QuikMagics(Magics):
             known.print_help()
             return None
 
-        session = found(namespace.session, self.shell.user_ns)
+        session = find_session(namespace.session, self.shell.user_ns)
         settings = checked(session, settings_from(namespace))
         if cell is not None:
             session.set_step(step(cell, self.shell))
@@ -85,15 +85,19 @@ class QuikMagics(Magics):
 
 
 def sessions(namespace: Mapping[str, Any]) -> dict[str, QuikSession]:
-    """The sessions that have a name of the user's own."""
-    return {k: v for k, v in namespace.items() if isinstance(v, QuikSession) and not k.startswith("_")}
+    """The sessions in the user's namespace, without IPython's `_`, `_3` and so on."""
+    return {name: value for name, value in namespace.items() if isinstance(value, QuikSession) and name[:1] != "_"}
 
 
-def found(name: str | None, namespace: Mapping[str, Any]) -> QuikSession:
-    """The session of this name."""
+def find_session(name: str | None, namespace: Mapping[str, Any]) -> QuikSession:
+    """The session with this name.
+
+    Raises:
+        UsageError: no name was given, or it is not that of a session.
+    """
     known = sessions(namespace)
     if name is None:
-        choice = "there is none yet, so make one: session = QuikSession(...)"
+        choice = "there is none yet, so create one: session = QuikSession(...)"
         if known:
             choice = f"there is {', '.join(known)}"
         raise UsageError(f"%{NAME}: which session? {choice}. Use {USAGE}.")
@@ -101,12 +105,12 @@ def found(name: str | None, namespace: Mapping[str, Any]) -> QuikSession:
     if name in known:
         return known[name]
     if name in namespace:
-        raise UsageError(f"%{NAME}: {name} is a {type(namespace[name]).__name__} and no QuikSession.")
+        raise UsageError(f"%{NAME}: {name} is a {type(namespace[name]).__name__} and not a QuikSession.")
     raise UsageError(f"%{NAME}: there is no session {name!r}: {suggest(name, known)}")
 
 
 def checked(session: QuikSession, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, if they can be used: they were typed in this line, so this line tells what is wrong."""
+    """The settings; raises a UsageError if a value is invalid."""
     try:
         session.settings.changed(settings)
     except RecipeError as error:
@@ -115,7 +119,7 @@ def checked(session: QuikSession, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(cell: str, shell: InteractiveShell) -> Callable[..., Any]:
-    """The cell as a function that sees the user's names, under the cell's own name and lines in tracebacks."""
+    """The cell as a function in the user's namespace, with the file name and line numbers of the cell in tracebacks."""
     try:
         source = step_source(cell)
     except RecipeError as error:
@@ -123,34 +127,35 @@ def step(cell: str, shell: InteractiveShell) -> Callable[..., Any]:
     except SyntaxError as error:
         where = f"line {error.lineno} of this cell: {(error.text or '').strip()!r}"
         raise UsageError(f"%%{NAME}: {error.msg}, {where}") from None
+
     filename = shell.compile.cache(source, shell.execution_count)
     scope: dict[str, Any] = {}
     exec(compile(source, filename, "exec"), shell.user_ns, scope)
-    made: Callable[..., Any] = scope.popitem()[1]
-    return made
+    function: Callable[..., Any] = scope.popitem()[1]
+    return function
 
 
 def matcher(shell: InteractiveShell) -> Callable[[CompletionContext], SimpleMatcherResult]:
-    """What completes the line of the magic: options, the words that an option takes, or the names of sessions."""
+    """A completer for the line of the magic: options, the values of an option, or names of sessions."""
 
     def match(context: CompletionContext) -> SimpleMatcherResult:
         line = LINE.search(context.text_until_cursor)
         if line is None:
             return {"completions": []}
-        typed, begun = line.groups()
-        words = [word for word in candidates(typed, begun, shell) if word.startswith(begun)]
-        # Python's own names have no place in this line
+        complete, prefix = line.groups()
+        words = [word for word in candidates(complete, prefix, shell) if word.startswith(prefix)]
+        # "suppress" leaves out IPython's completions of Python names
         return {"completions": [SimpleCompletion(word, type="param") for word in words], "suppress": True}
 
     return context_matcher(identifier=MATCHER)(match)  # type: ignore[no-any-return]
 
 
-def candidates(typed: str, begun: str, shell: InteractiveShell) -> Iterable[str]:
-    """All that may stand where `begun` was begun, after what was typed."""
-    if begun.startswith("-"):
+def candidates(complete: str, prefix: str, shell: InteractiveShell) -> Iterable[str]:
+    """The possible words after the complete ones, some of which start with `prefix`."""
+    if prefix.startswith("-"):
         return parser().options
 
-    words = value_words(typed.split()[-1]) if typed.strip() else ()
+    words = value_words(complete.split()[-1]) if complete.strip() else ()
     return words or sessions(shell.user_ns)
 
 
@@ -161,7 +166,7 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Take the magic away again."""
+    """Unregister the magic and its completion."""
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop(NAME, None)
     matchers = shell.Completer.custom_matchers

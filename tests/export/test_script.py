@@ -346,7 +346,7 @@ def test_unknown_arguments_are_asked_for() -> None:
     code = regression(Forgetful(1)).as_code()
 
     assert "Forgetful(width=...)" in code
-    assert "Forgetful keeps no width, so fill in what you made it with" in code
+    assert "Forgetful does not store its argument width, so fill it in" in code
     compile(code, "train.py", "exec")
 
 
@@ -412,7 +412,7 @@ def test_arguments_are_not_guessed(model: nn.Module, call: str) -> None:
     code = regression(model).as_code()
 
     assert call in code
-    assert ("Hidden does not tell what it was made with (width, drop, power)" in code) == ("Hidden" in call)
+    assert ("Hidden does not store its arguments (width, drop, power)" in code) == ("Hidden" in call)
 
 
 def test_a_layer_that_was_put_in_is_no_secret() -> None:
@@ -420,7 +420,7 @@ def test_a_layer_that_was_put_in_is_no_secret() -> None:
     model = Named()
     model.layer = nn.Linear(5, 1, bias=False).double()
 
-    assert "Named was changed after it was made" in regression(model).as_code()
+    assert "Named was changed after it was created" in regression(model).as_code()
 
 
 class NamedRows(Counting):

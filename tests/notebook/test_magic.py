@@ -146,9 +146,9 @@ def test_a_step_travels_by_value(shell: Shell) -> None:
     ("cell", "words"),
     [
         ("%quik_train sesion", "there is no session 'sesion': did you mean 'session'?"),
-        ("%quik_train x", "x is a Tensor and no QuikSession"),
+        ("%quik_train x", "x is a Tensor and not a QuikSession"),
         ("%quik_train", "which session? there is session"),
-        ("del session\n%quik_train", "make one: session = QuikSession(...)"),
+        ("del session\n%quik_train", "create one: session = QuikSession(...)"),
         ("%quik_train session --epcohs 5", "there is no option --epcohs: did you mean '--epochs'?"),
         ("%quik_train session --epochs five", "argument -e/--epochs: 'five' is not a whole number above 0"),
         ("%quik_train session --epochs 0", "argument -e/--epochs: '0' is not a whole number above 0"),
