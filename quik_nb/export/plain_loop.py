@@ -291,7 +291,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
                     whole = count(criterion, batch) if WEIGHTED else count_samples(batch)
             pieces = batch if JOINED else micro_batches(batch)
             if YIELDS:
-                # Each loss belongs to one optimizer, which starts from zeroed gradients and updates only its own parameters.
+                # Each loss belongs to one optimizer: zero the gradients, and step only its parameters.
                 losses: dict[str, list[float]] = {}
                 for name, loss in STEP(model, criterion, batch):  # type: ignore[misc]
                     model.zero_grad()
