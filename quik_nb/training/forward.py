@@ -329,7 +329,7 @@ class ForwardStep:
         parts = in_parts(context.world.world_size, self.recipe.settings.accumulate)
         answer = Answer("unknown")
         if not said and batch.samples and (parts or self._is_suspicious(output, model, batch, context)):
-            answer = ask(self._loss_of(model, batch, context), batch.data, batch.samples)
+            answer = ask(self._loss_of(model, batch, context), batch)
 
         verdicts = {each.verdict for each in context.world.gather(answer)}
         taken_for = "sum" if output.reduction == "sum" else "mean"
@@ -340,12 +340,15 @@ class ForwardStep:
 
         if self.facts.reduction == "sum" and taken_for == "mean":
             self.tell("the loss is a sum", self._words_for_a_sum(answer))
-        elif (
-            answer.verdict == "unknown" and context.world.world_size == 1 and getattr(self.recipe.train, "joins", False)
-        ):
-            pass  # whole batches of the user's own loader, each of which has the loss that they expect
+        elif answer.verdict == "unknown" and self._has_whole_batches(context.world.world_size):
+            pass  # of the user's own loader, each of which has the loss that they expect
         elif parts and answer.words and answer.verdict in ("neither", "unknown"):
             self.tell("the loss in parts", self._words_for_parts(answer, parts))
+
+    def _has_whole_batches(self, ranks: int) -> bool:
+        """Whether no batch is cut for micro-batches or ranks."""
+        train = self.recipe.train
+        return getattr(train, "ready", False) or (ranks == 1 and getattr(train, "joins", False))
 
     def _is_suspicious(self, output: StepOutput, model: Any, batch: Batch, context: StepContext) -> bool:
         """Whether the loss does not look like what it is taken for."""

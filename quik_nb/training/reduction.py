@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from quik_nb.training import rng
-from quik_nb.training.data.batch import cut_batch
+from quik_nb.training.data.batch import Batch, cut_batch
 from quik_nb.training.train_mode import evaluating
 
 IGNORED = -100
@@ -77,14 +77,14 @@ def judge(whole: Part, again: Part, parts: list[Part]) -> Answer:
     return Answer("neither", words)
 
 
-def ask(loss_of: Callable[[Any, int], Part], data: Any, samples: int) -> Answer:
+def ask(loss_of: Callable[[Any, int], Part], batch: Batch) -> Answer:
     """What a loss is, by its values for a batch and for two parts of it.
 
     Args:
         loss_of: the loss of this data with so many samples; it changes nothing.
-        data: of a batch.
-        samples: in it; of a single one nothing can be said.
+        batch: of which it is asked; of a single sample nothing can be said.
     """
+    data, samples = batch.data, batch.samples
     if samples < 2:
         return Answer("unknown")
     cut = max(1, samples // 3)  # of unequal length: then a mean over parts differs from one over samples
@@ -93,8 +93,8 @@ def ask(loss_of: Callable[[Any, int], Part], data: Any, samples: int) -> Answer:
             torch.manual_seed(1)
             again = loss_of(data, samples)
         parts = [
-            loss_of(cut_batch(data, 0, cut), cut),
-            loss_of(cut_batch(data, cut, samples), samples - cut),
+            loss_of(part_of(batch, 0, cut), cut),
+            loss_of(part_of(batch, cut, samples), samples - cut),
         ]
         return judge(loss_of(data, samples), again, parts)
     except Exception as error:  # of the user's own code, which may not expect part of a batch
@@ -104,6 +104,16 @@ def ask(loss_of: Callable[[Any, int], Part], data: Any, samples: int) -> Answer:
             if str(error).strip()
             else type(error).__name__,
         )
+
+
+def part_of(batch: Batch, start: int, stop: int) -> Any:
+    """Some samples of a batch: cut out of it, or collated again where it cannot be cut, as graphs."""
+    try:
+        return cut_batch(batch.data, start, stop, batch.samples)
+    except TypeError:
+        if batch.part is None:
+            raise
+        return batch.part(start, stop)
 
 
 def looks_like_a_sum(loss: Tensor) -> bool:

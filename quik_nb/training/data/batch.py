@@ -12,7 +12,7 @@ are collated; what is a batch already is never cut.
 | ready batches: `accumulate` of them, one a rank at least      | whole batches; a rank has none or several of them |
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     """samples of the whole optimizer step, over all micro-batches and ranks"""
     last: bool = True
     """whether the optimizer steps after it"""
+    part: Callable[[int, int], Any] | None = None
+    """collates some of its samples again, from one position to another; None where they cannot be read again"""
 
 
 class Shard(NamedTuple):
@@ -151,8 +153,14 @@ def _lengths(data: Any) -> list[int]:
     return [*agreed, *own, *first] if isinstance(data, list) else [*agreed, *first, *own]
 
 
-def cut_batch(data: Any, start: int, stop: int) -> Any:
+def cut_batch(data: Any, start: int, stop: int, samples: int | None = None) -> Any:
     """Samples `start` to `stop` of a batch, to look at: what is trained on is dealt before it is collated.
+
+    Args:
+        data: of the batch.
+        start: the first sample.
+        stop: the one after the last.
+        samples: in the batch, where they were counted; None to see what its parts agree on.
 
     Raises:
         TypeError: something in it is not by samples, as far as one can see.
@@ -160,7 +168,7 @@ def cut_batch(data: Any, start: int, stop: int) -> Any:
     >>> cut_batch({"words": ["a", "b", "c"], "x": torch.arange(3)}, 1, 3)
     {'words': ['b', 'c'], 'x': tensor([1, 2])}
     """
-    samples = batch_length(data)
+    samples = batch_length(data) if samples is None else samples
 
     def is_by_sample(value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape[:1] == (samples,)

@@ -65,17 +65,19 @@ class SampleBatches:
     def epoch(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         set_epoch(epoch, self.source.dataset, self.source.sampler, self.source.batch_sampler)
         self._epoch.fill_(epoch)
-        cuts: list[Shard] = []  # filled as the loader draws index lists, in the order in which its batches come
+        # filled as the loader draws index lists, in the order in which its batches come
+        cuts: list[tuple[Shard, list[Any]]] = []
         steps = islice(self._steps(epoch_seed(seed, epoch)), skip, None)
         self._dealt.lists = self._lists(steps, cuts)
         return self._walk(iter(self._loader), cuts)
 
-    def _walk(self, loaded: Iterator[Any], cuts: list[Shard]) -> Iterator[Batch]:
+    def _walk(self, loaded: Iterator[Any], cuts: list[tuple[Shard, list[Any]]]) -> Iterator[Batch]:
         done = 0
         for data in with_advice(loaded):
-            cut = cuts[done]
+            cut, numbers = cuts[done]
             done += 1
-            yield Batch(to_device(data, self.world.device), cut.samples, cut.total, cut.last)
+            part = partial(self._collated, numbers)
+            yield Batch(to_device(data, self.world.device), cut.samples, cut.total, cut.last, part)
 
         # without workers, a DataLoader takes it for the end of all batches
         if done < len(cuts):
@@ -107,12 +109,17 @@ class SampleBatches:
             if len(batch) == self.batch_size or not source.drop_last:
                 yield batch.tolist()
 
-    def _lists(self, steps: Iterable[list[list[Any]]], cuts: list[Shard]) -> Iterator[list[Any]]:
+    def _lists(self, steps: Iterable[list[list[Any]]], cuts: list[tuple[Shard, list[Any]]]) -> Iterator[list[Any]]:
         for step in steps:
             samples = list(chain.from_iterable(step))
             for cut in self._shards(step):
-                cuts.append(cut)
+                cuts.append((cut, samples[cut.start : cut.stop]))
                 yield samples[cut.start : cut.stop]
+
+    def _collated(self, numbers: list[Any], start: int, stop: int) -> Any:
+        """A batch of some of these samples, which are read again."""
+        samples = [self._loader.dataset[number] for number in numbers[start:stop]]
+        return to_device(self._loader.collate_fn(samples), self.world.device)
 
     def _shards(self, step: list[list[Any]]) -> list[Shard]:
         if self.source.joins:

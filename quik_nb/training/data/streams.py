@@ -59,13 +59,22 @@ class CollateShare:
         collate: of the user's own, or torch's.
         world: this rank among the others.
         micro_batches: into which a step is cut.
+        batch_size: samples of a step, over all ranks.
         sharded: () int64 in shared memory: `UNKNOWN`, or whether the samples are this rank's own.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], world: World, micro_batches: int, sharded: Tensor) -> None:
+    def __init__(
+        self,
+        collate: Callable[[list[Any]], Any],
+        world: World,
+        micro_batches: int,
+        batch_size: int,
+        sharded: Tensor,
+    ) -> None:
         self.collate = collate
         self.world = world
         self.micro_batches = micro_batches
+        self.batch_size = batch_size
         self.sharded = sharded
 
     def __call__(self, samples: list[Any]) -> Uncollated | list[list[Part]]:
@@ -82,12 +91,14 @@ class CollateShare:
 
     def _own_bounds(self, samples: int) -> Iterator[tuple[int, int]]:
         """A rank's own samples, as many at a time as its share of a batch: the others have the other shares then."""
-        size, start = self.world.world_size, 0
-        for turn in range(size):
-            low, high = World((self.world.rank + turn) % size, size).shard_bounds(samples)
-            if low < high:
-                yield start, start + high - low
-                start += high - low
+        size, start, turn = self.world.world_size, 0, 0
+        while start < samples:
+            # by the size of a whole batch: the last one of an epoch is short, and one step all the same
+            low, high = World((self.world.rank + turn) % size, size).shard_bounds(self.batch_size)
+            stop = min(start + high - low, samples)
+            if start < stop:
+                yield start, stop
+            start, turn = stop, turn + 1
 
 
 class StreamBatches:
@@ -117,6 +128,7 @@ class StreamBatches:
             source.options.get("collate_fn") or default_collate,
             world,
             1 if source.joins else micro_batches,
+            source.batch_size or batch_size,
             self._sharded,
         )
         self._drawn = IndexListSampler()
