@@ -342,7 +342,7 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
                         total += loss.item() * samples
                     counted += samples
 
-                    # Gradients add up until zero_grad: by its share of the step, each mean adds to that of the whole.
+                    # Gradients accumulate until zero_grad: weighted by its samples, each mean adds up to the total.
                     if ACCUMULATE > 1 and REDUCTION != "sum":
                         loss = loss * (samples / whole)
                     if scaler is not None:
