@@ -295,7 +295,7 @@ class Script:
         recipe = self.recipe
         members = assigned(recipe)
         made = {key: self._made(spec, members[key]) for key, spec in recipe.optimizers.items()}
-        self.facts["CLOSURE"] = any(map(needs_closure, recipe.optimizers.values()))
+        self.facts["CLOSURE"] = any(needs_closure(spec.target) for spec in recipe.optimizers.values())
         self.facts["YIELDS"] = recipe.yields
 
         if len(made) == 1 and not recipe.yields:

@@ -106,9 +106,9 @@ class Optimizer(Spec):
         return self.name if isinstance(owner, nn.Module) and type(owner) is type(model) else None
 
 
-def needs_closure(spec: Spec) -> bool:
-    """Whether the optimizer's step cannot be called without a function that computes the loss, as that of LBFGS."""
-    step = getattr(spec.target, "step", None)
+def needs_closure(optimizer: object) -> bool:
+    """Whether the step of an optimizer, or of its class, needs a function that computes the loss, as that of LBFGS."""
+    step = getattr(optimizer, "step", None)
     if step is None:
         return False
     closure = inspect.signature(step).parameters.get("closure")

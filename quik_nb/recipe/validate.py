@@ -50,7 +50,7 @@ def faults(recipe: Recipe, own_loop: bool = False) -> Iterator[str]:
     yield from recipe.settings.faults()
     for name, optimizer in recipe.optimizers.items():
         yield from _optimizer(recipe, optimizer)
-        if not own_loop and needs_closure(optimizer):
+        if not own_loop and needs_closure(optimizer.target):
             yield from _closure(recipe, name, optimizer)
     yield from _criterion(recipe)
     for name, scheduler in recipe.schedulers.items():

@@ -35,7 +35,7 @@ class Engine:
         self.autocast = Autocast(world.device, recipe.settings.precision)
         self.updater = Updater(recipe, model, world, self.autocast.needs_scaling)
         self.parallel = parallel(model, forward, world, recipe.settings, by_hooks)
-        self.closure = StepClosure(self) if any(map(needs_closure, recipe.optimizers.values())) else None
+        self.closure = StepClosure(self) if any(map(needs_closure, self.updater.optimizers.values())) else None
 
     def begin_batch(self, batch: Batch) -> None:
         """Say before the forward pass of a batch whether its gradients complete those of a step."""

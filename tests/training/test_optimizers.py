@@ -373,6 +373,16 @@ def test_what_a_closure_cannot_be_with(settings: dict[str, Any], words: str) -> 
         regression(**settings).set_optimizer(optim.LBFGS).train()
 
 
+def test_a_function_makes_an_optimizer_that_takes_a_closure() -> None:
+    """It is the optimizer that is made which counts, not what makes it."""
+    made, by_class = regression(epochs=1), regression(epochs=1)
+    made.set_optimizer(lambda params: optim.LBFGS(params, lr=0.5, max_iter=3))  # type: ignore[arg-type]
+    made.train()
+    by_class.set_optimizer(optim.LBFGS, lr=0.5, max_iter=3).train()
+
+    assert 0.0 == distance(made.model, by_class.model)
+
+
 def test_closure_and_the_loss_of_a_loop() -> None:
     """A loop's own backward cannot be asked again, and says what to call instead."""
 
