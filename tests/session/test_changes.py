@@ -203,7 +203,7 @@ def test_metrics_of_half_an_epoch_are_left_out() -> None:
 # ---------------------------------------------------------------------- early stopping
 
 
-def test_a_slow_steady_fall_is_none_that_stands_still() -> None:
+def test_patience_counts_from_the_latest_improvement_of_min_delta() -> None:
     """With `min_delta`, patience counts from the latest loss that was better by so much, as in ReduceLROnPlateau."""
     falling = iter([1.0, 0.95, 0.9, 0.85, 0.8, 0.75])
 

@@ -313,7 +313,7 @@ def test_an_error_in_a_metric_costs_no_epoch() -> None:
 
 
 def test_an_error_in_a_listener_does_not_lock_the_session() -> None:
-    """Whatever raises while a run is shown or told of, the session can train again."""
+    """After any exception in a view or callback, the session can train again."""
 
     def complain(event: Any) -> None:
         raise LookupError("no such listener")
@@ -344,7 +344,7 @@ def test_an_interrupt_before_the_first_step_does_not_lock_the_session(monkeypatc
 
 
 def test_data_without_samples_in_an_epoch() -> None:
-    """A stream that is exhausted after its first epoch is told of."""
+    """A stream that is exhausted after its first epoch is an error."""
     from torch.utils.data import IterableDataset
 
     class Once(IterableDataset[Any]):
@@ -407,7 +407,7 @@ def test_a_schedule_made_by_a_function() -> None:
 
 
 def test_a_validation_split_that_comes_out_empty() -> None:
-    """A stream that has nothing to validate with is told of, rather than taken for a stop."""
+    """A stream without validation samples is an error, not a stop."""
 
     class Nothing(IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:

@@ -40,7 +40,7 @@ def stopped_by(session: QuikSession, event: str, epochs: int | None = None) -> Q
 
 
 def stopped_within(session: QuikSession, epochs: int | None = None) -> QuikSession:
-    """The session, stopped after some slow steps of an epoch: a listener is told of steps some times a second."""
+    """The session, stopped after some slow steps of an epoch, by a callback on `step_end`."""
     handle = session.model.register_forward_pre_hook(lambda model, inputs: time.sleep(1.5 * HEARTBEAT_SECONDS))
     stopped_by(session, "step_end", epochs)
     handle.remove()
@@ -75,7 +75,7 @@ def epoch_by_hand(
     return total / len(x)
 
 
-def test_other_batches_begin_the_unfinished_epoch_anew() -> None:
+def test_other_batches_restart_the_unfinished_epoch() -> None:
     """With another batch size an epoch that was stopped is trained whole, on the weights and moments it has left."""
     by_hand, session = network(dropout=0.3), regression(network(dropout=0.3), epochs=1, lr=0.01)
     stopped_within(session.set_optimizer(optim.Adam))
@@ -93,8 +93,8 @@ def test_other_batches_begin_the_unfinished_epoch_anew() -> None:
     assert row.time > session.history["time"][0]  # the slow steps that were given up do not count
 
 
-def test_other_batches_begin_the_schedule_anew() -> None:
-    """A schedule that counts batches is planned anew where they become others within an epoch, to end with the last."""
+def test_other_batches_restart_the_schedule() -> None:
+    """A schedule by batches is planned again if batches change within an epoch, so that it ends with the last one."""
     by_hand, session = network(), regression(epochs=2)
     stopped_within(session.set_optimizer(optim.Adam).set_scheduler(lr_scheduler.OneCycleLR, max_lr=0.1))
     steps = round(session.history["fraction"][0] * STEPS)
@@ -281,7 +281,7 @@ def after_validation(session: QuikSession, stop: Callable[[], None]) -> Callable
 
 
 def at_the_row(session: QuikSession, stop: Callable[[], None]) -> Callable[[], object]:
-    """Stop when the row is told of."""
+    """Stop when the row is sent."""
     return session.on("epoch_end", lambda event: stop()).off
 
 

@@ -23,7 +23,7 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_notice_is_told_once(processes: int) -> None:
+def test_a_notice_is_reported_once(processes: int) -> None:
     """The first run tells it, once for all ranks; a further run of the session tells it no more."""
     session = regression(epochs=1).set_criterion(Scaled)
     with pytest.warns(QuikWarning, match="criterion has parameters of its own") as told:

@@ -115,7 +115,7 @@ def test_other_views_draw_on() -> None:
     assert ["RunEnd", "closed"] == watching.shown
 
 
-def test_a_state_that_does_not_come_home_is_a_failure() -> None:
+def test_a_final_state_that_cannot_be_retrieved_is_a_failure() -> None:
     """A run whose state is lost at the end says so, in a thread as well, and its views are closed."""
     watching = Watching()
     run = consumed(Fake(RunEnd("finished"), after=OSError("no space left")), watching)
@@ -189,8 +189,8 @@ def loops() -> list[Loop]:
     return [thing for thing in gc.get_objects() if type(thing) is Loop]
 
 
-def test_nothing_of_a_training_is_held_afterwards() -> None:
-    """However many calls there were, and failed ones among them, what was needed to train is let go."""
+def test_a_finished_run_releases_its_memory() -> None:
+    """Model, optimizer and data of a run are freed after it, also after failed runs."""
     session, before = regression(epochs=1), loops()  # what IPython keeps of an error that an earlier test showed
     for _ in range(3):
         session.train()

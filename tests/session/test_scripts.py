@@ -35,7 +35,7 @@ def test_the_form_of_older_scripts_is_answered_with_the_new_one() -> None:
         quik_nb.traverse(learn, Namespace())
 
 
-def test_what_is_no_function_is_told() -> None:
+def test_a_train_that_is_not_callable() -> None:
     """What cannot be called is told before anything else."""
     with pytest.raises(RecipeError, match=r"traverse calls train\(session\), and 3 is not callable"):
         quik_nb.traverse(3, Namespace())  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def epochs_there(folder: Path) -> list[int]:
 
 
 def test_a_callback_finds_the_files_of_its_row(tmp_path: Path) -> None:
-    """When `epoch_end` is told of, the weights of that epoch are there, however short it was; so they are in a loop."""
+    """When `epoch_end` is sent, the weights of that epoch are there, however short it was; so they are in a loop."""
     session, found = saving(tmp_path), []
     session.on("epoch_end", lambda event: found.append((event.row.epoch, epochs_there(tmp_path))))
     session.train()
@@ -80,7 +80,7 @@ def test_a_callback_finds_the_files_of_its_row(tmp_path: Path) -> None:
     assert [(0, [0]), (1, [0, 1]), (2, [0, 1, 2])] == found
 
 
-def test_a_loop_of_ones_own_finds_the_files_of_its_rows(tmp_path: Path) -> None:
+def test_a_custom_loop_finds_the_files_of_its_rows(tmp_path: Path) -> None:
     """Within an epoch of `traverse()` the weights of the epochs before are there."""
     session, found = saving(tmp_path), []
 
@@ -98,7 +98,7 @@ def test_a_loop_of_ones_own_finds_the_files_of_its_rows(tmp_path: Path) -> None:
     assert [(0, []), (1, [0]), (2, [0, 1])] == found
 
 
-def test_files_are_not_held_back_for_long(tmp_path: Path) -> None:
+def test_files_are_written_without_long_delay(tmp_path: Path) -> None:
     """Where an epoch takes half a second its file is there when the next one ends; short ones may be behind by less."""
     found: dict[int, list[int]] = {}
 
@@ -112,8 +112,8 @@ def test_files_are_not_held_back_for_long(tmp_path: Path) -> None:
     assert {0: [], 1: [0], 2: [0, 1]} == found
 
 
-def test_large_weights_are_not_held_back(tmp_path: Path) -> None:
-    """Where one copy of the weights is larger than 4 MiB, none waits in memory."""
+def test_large_weights_are_written_immediately(tmp_path: Path) -> None:
+    """Weights larger than 4 MiB are written without delay, so that no copy stays in memory."""
     found: dict[int, list[int]] = {}
 
     def look(outputs: Tensor, targets: Tensor) -> float:
@@ -189,7 +189,7 @@ def test_settings_of_one_call_decide_where_it_saves(tmp_path: Path) -> None:
         session.load_epoch(2)
 
 
-def test_files_of_another_session_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+def test_files_of_another_session_are_not_loaded(tmp_path: Path) -> None:
     """An epoch that this session did not save is not loaded from a file that an earlier session left."""
     saving(tmp_path, epochs=3).train()
     session = saving(tmp_path)
@@ -400,7 +400,7 @@ def test_a_stopped_epoch_has_no_file(tmp_path: Path) -> None:
     assert 0.0 == distance(straight.model, session.load_epoch(0).model)
 
 
-def test_a_name_is_taken_over_in_one_go(tmp_path: Path) -> None:
+def test_a_dated_name_is_replaced_atomically(tmp_path: Path) -> None:
     """Of two trainings of one date that write at the same time, none writes into the other's files."""
     sessions = [saving(tmp_path, epochs=30, lr=lr) for lr in (0.1, 0.01)]
     threads = [threading.Thread(target=session.train) for session in sessions]

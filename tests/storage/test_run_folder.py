@@ -30,7 +30,7 @@ def losses(session: QuikSession) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("step", [3, 7, 11])
-def test_a_stopped_run_goes_on_from_its_folder(tmp_path: Path, step: int) -> None:
+def test_a_stopped_run_continues_from_its_folder(tmp_path: Path, step: int) -> None:
     """A run that was stopped anywhere ends, resumed from its folder, with the numbers of one that was not."""
     straight, stopped = saving(tmp_path / "straight"), saving(tmp_path / "stopped")
     straight.train()
@@ -112,7 +112,7 @@ def test_a_line_that_was_cut_is_mended(tmp_path: Path, torn: str) -> None:
     assert resumed.history.equals(again.history)
 
 
-def test_its_own_weights_are_loaded_whatever_lies_beside(tmp_path: Path) -> None:
+def test_a_session_loads_only_its_own_weights(tmp_path: Path) -> None:
     """A resumed session loads the epochs of its folder, also after others trained in that place on another day."""
     session = saving(tmp_path)
     session.train()
@@ -124,7 +124,7 @@ def test_its_own_weights_are_loaded_whatever_lies_beside(tmp_path: Path) -> None
     assert 0.0 == distance(best, QuikSession.resume(session.folder).load_best().model)
 
 
-def test_state_of_any_kind_comes_home(tmp_path: Path) -> None:
+def test_any_kind_of_state_is_retrieved(tmp_path: Path) -> None:
     """A scheduler with objects and NumPy's numbers in its state trains in workers, and is resumed."""
 
     class Noting(lr_scheduler.LambdaLR):
@@ -154,8 +154,8 @@ class Long(Dataset[Any]):
         return self.x[i, :5], self.x[i, :1]
 
 
-def test_data_that_are_too_large_are_not_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of data that are too large to be kept twice the folder keeps nothing, neither them nor those of a call before."""
+def test_data_too_large_to_save_are_not_replaced_by_older_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data above `SAMPLES_BYTES` are not saved, and data of an earlier call are removed."""
     monkeypatch.setattr("quik_nb.storage.run_folder.SAMPLES_BYTES", 100_000)
     session = saving(tmp_path).add_data(train=Long(20))
     session.train(epochs=1)
@@ -226,7 +226,7 @@ def test_a_folder_in_which_another_session_trains(tmp_path: Path) -> None:
     assert first.folder == again.folder
 
 
-def test_a_call_that_was_killed_before_it_kept_anything(tmp_path: Path) -> None:
+def test_a_call_that_was_killed_before_it_saved_anything(tmp_path: Path) -> None:
     """A kernel killed after the change of a recipe and before any checkpoint of it is resumed as if never changed."""
 
     def thousandth(outputs: Any, targets: Any) -> Any:

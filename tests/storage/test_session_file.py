@@ -40,7 +40,7 @@ def test_load_gives_the_session_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("done", [0, 1, 3])
-def test_training_goes_on(done: int, tmp_path: Path) -> None:
+def test_training_continues(done: int, tmp_path: Path) -> None:
     """Saved after some epochs and loaded, a training ends with the very weights of one that was not interrupted."""
     whole, first = scheduled(epochs=4), scheduled(epochs=4)
     whole.train()
@@ -68,7 +68,7 @@ def test_a_loaded_session_keeps_to_a_folder_of_its_own(tmp_path: Path) -> None:
     assert [0, 1, 2] == list(resumed.history.epoch)
 
 
-def test_reset_still_starts_anew(tmp_path: Path) -> None:
+def test_reset_still_starts_from_scratch(tmp_path: Path) -> None:
     """A loaded session knows the weights of before the first epoch."""
     session = regression(epochs=1)
     session.train()
@@ -95,8 +95,8 @@ def test_the_original_is_not_tied_to_the_loaded(tmp_path: Path) -> None:
     assert 0.0 == distance(network(), first.model)
 
 
-def test_faults_are_told(tmp_path: Path) -> None:
-    """A part that cannot be written is named and leaves no file; other files are refused with what takes them."""
+def test_parts_and_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    """A part that cannot be pickled is named and leaves no file; files of other kinds are refused with what loads them."""
     session = regression().set_metrics(odd=lambda outputs, targets, file=sys.stdout: 0.0)
     weights = tmp_path / "weights.pt"
     torch.save(network().state_dict(), weights)

@@ -161,7 +161,7 @@ def test_two_and_two_is_four(make: Callable[..., QuikSession]) -> None:
 
 @pytest.mark.parametrize("step", [0, 3, STEPS - 1, STEPS, STEPS + 4])
 @pytest.mark.parametrize("make", KINDS)
-def test_a_stopped_epoch_goes_on_at_that_step(make: Callable[..., QuikSession], step: int) -> None:
+def test_a_stopped_epoch_continues_at_that_step(make: Callable[..., QuikSession], step: int) -> None:
     """After a stop anywhere the next train() ends with the rows and weights of a run that nobody stopped."""
     straight, stopped = make(epochs=3), make(epochs=3)
     straight.train()
@@ -355,7 +355,7 @@ def test_a_cycle_follows_from_a_rate_that_was_set() -> None:
     assert [factors[0]] * 4 == pytest.approx(list(factors))
 
 
-def test_a_rate_can_be_set_where_a_warm_up_stands_at_zero() -> None:
+def test_a_learning_rate_can_be_set_while_warm_up_is_at_zero() -> None:
     """At a rate of zero there is nothing to scale: the rate that is set becomes the base of the schedule."""
     session = regression(epochs=2, lr=0.1).set_scheduler(lr_scheduler.LambdaLR, lr_lambda=lambda epoch: float(epoch))
     with at_step(session, 2, lambda: session.run.set_lr(0.01)):  # type: ignore[union-attr]
@@ -415,10 +415,10 @@ OTHER_FORMS: list[tuple[type[optim.Optimizer], dict[str, Any], dict[str, Any]]] 
 
 
 @pytest.mark.parametrize(("optimizer", "before", "after"), OTHER_FORMS)
-def test_an_optimizer_of_another_form_starts_anew(
+def test_an_optimizer_of_another_form_starts_from_scratch(
     optimizer: type[optim.Optimizer], before: dict[str, Any], after: dict[str, Any]
 ) -> None:
-    """Keywords that need other moments begin with none, as an optimizer that is made anew would."""
+    """Keywords that need other moments begin with none, as a new optimizer would."""
     session, by_hand = regression(epochs=1), network()
     session.set_optimizer(optimizer, **before).train()
     by_hand.load_state_dict(session.model.state_dict())
@@ -430,7 +430,7 @@ def test_an_optimizer_of_another_form_starts_anew(
     assert distance(by_hand, session.model) < 1e-12
 
 
-def test_another_loss_is_judged_for_itself() -> None:
+def test_another_criterion_restarts_the_best_loss() -> None:
     """After a change of the criterion the best epoch, for patience too, is one since then; the curve has a mark."""
     session = regression(epochs=6, lr=0.05).set_criterion(lambda o, t: 0.001 * (o - t).square().mean())
     session.train(1)
@@ -456,7 +456,7 @@ def test_what_one_call_is_given_wins() -> None:
     assert (moved["0.weight"] != network()[0].weight).any()  # type: ignore[index]
 
 
-def test_patience_begins_anew() -> None:
+def test_patience_starts_again() -> None:
     """A training that ended by patience goes on for as long again when it is asked to."""
     session = regression(lr=1e-12, epochs=20, patience=2, min_delta=1.0)
     lengths = [len(session.train().history) for _ in range(3)]
@@ -548,7 +548,7 @@ class OwnAdam(optim.Adam):
 
 @pytest.mark.parametrize("optimizer", [optim.RMSprop, optim.AdamW, OwnAdam])
 def test_another_optimizer_starts_without_moments(optimizer: type[optim.Optimizer]) -> None:
-    """Another class of optimizer goes on from the weights that are there as one that is made anew for them would."""
+    """Another optimizer class continues from the current weights like a new optimizer."""
     session, fresh = adam(epochs=1), adam(epochs=1).set_optimizer(optimizer)
     session.train()
     fresh.model.load_state_dict(session.model.state_dict())
@@ -561,7 +561,7 @@ def test_another_optimizer_starts_without_moments(optimizer: type[optim.Optimize
 
 
 def test_another_model_starts_a_new_training() -> None:
-    """`add_model` anew empties the history, and the numbers are those of a fresh session."""
+    """`add_model` with another model empties the history, and the numbers are those of a new session."""
     session, fresh = adam(epochs=1), adam(epochs=1)
     session.train()
     session.add_model(network(dropout=0.3)).train()
@@ -571,7 +571,7 @@ def test_another_model_starts_a_new_training() -> None:
     assert 0.0 == distance(fresh.model, session.model)
 
 
-def test_reset_starts_anew() -> None:
+def test_reset_starts_from_scratch() -> None:
     """`reset()` goes back to the first weights and an empty history; the same training comes out again."""
     session = one_cycle(epochs=2)
     session.train()
@@ -615,7 +615,7 @@ def test_a_loss_that_is_no_number_ends_the_training() -> None:
     assert [0, 1] == list(session.history["epoch"])
 
 
-def test_divergence_is_told_before_metrics_choke_on_it() -> None:
+def test_divergence_is_raised_before_metrics_fail_on_nan() -> None:
     """A metric that refuses NaN does not hide that the training diverged."""
 
     def picky(outputs: Tensor, targets: Tensor) -> float:
@@ -643,7 +643,7 @@ class Refusing(nn.Module):
         return self.layer(x)  # type: ignore[no-any-return]
 
 
-def test_the_users_own_error_comes_through() -> None:
+def test_errors_of_the_user_propagate() -> None:
     """An error in the model comes as it is, with the shapes of the batch; the weights are those of the last row."""
     torch.manual_seed(3)
     session = regression(Refusing(), epochs=3)

@@ -93,7 +93,7 @@ def test_ranks_stop_at_the_same_step(tmp_path: Path, world_size: int, ahead: int
 
 
 @pytest.mark.parametrize(("world_size", "ahead"), [(2, 1), (3, 1), (3, 4)])
-def test_rates_are_taken_by_all_at_the_same_step(tmp_path: Path, world_size: int, ahead: int) -> None:
+def test_all_ranks_set_the_learning_rate_at_the_same_step(tmp_path: Path, world_size: int, ahead: int) -> None:
     """Learning rates that are set again and again reach every rank at equal steps, and the last one always."""
     ranks = Ranks(tmp_path / "commands", world_size, steps=200, jitter=0.002, ahead=ahead)
     with ranks.running() as parent:

@@ -83,7 +83,7 @@ class WhoFetches(Fetched):
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
-def test_every_sample_is_dealt_once(world_size: int, parts: int) -> None:
+def test_every_sample_is_used_once(world_size: int, parts: int) -> None:
     """The cuts of all ranks cover a batch of any length once, in order, and agree on its total."""
     for samples in range(1, 51):
         cuts = [cut for world in ranks(world_size) for cut in shard_batch(100, 100 + samples, world, parts)]
@@ -340,7 +340,7 @@ def test_a_stream_is_loaded_by_one_worker() -> None:
     assert list(range(20)) == [i for batch in train_batches(recipe, World()).epoch(42, 0) for i in seen(batch)]
 
 
-def test_a_loader_of_ones_own_keeps_its_workers() -> None:
+def test_a_loader_of_the_user_keeps_its_workers() -> None:
     """The setting does not reach a DataLoader."""
     source = as_source(DataLoader(WhoFetches(20), batch_size=8), "train")
     batches = train_batches(Recipe(Settings(num_workers=2), train=source), World())

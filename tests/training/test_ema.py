@@ -62,7 +62,7 @@ def test_the_average_is_that_of_torch() -> None:
     assert 0.0 == distance(theirs.module, ours.module)
 
 
-def test_counters_are_taken_over() -> None:
+def test_integer_buffers_are_copied() -> None:
     """What counts, such as the batches that a BatchNorm has seen, is no average; running means are."""
     model = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1)).double()
     session = regression(model, epochs=1, ema=0.5)

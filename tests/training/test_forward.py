@@ -150,7 +150,7 @@ def own_loop(session: Any) -> None:
 
 @pytest.mark.parametrize("ranks", [{}, {"accumulate": 4}, {"processes": 2}, {"processes": 2, "accumulate": 2}])
 @pytest.mark.parametrize("how", ["step", "loop"])
-def test_ones_own_code_is_counted_as_the_default_is(how: str, ranks: dict[str, Any]) -> None:
+def test_a_custom_step_counts_samples_like_the_default(how: str, ranks: dict[str, Any]) -> None:
     """A step or loop that calls a criterion with weights itself has the same numbers, in parts and on ranks too."""
     default, own = (classifier(some_ignored(), weight=WEIGHT).add_data(train=some_ignored(), valid=0.2) for _ in "ab")
     default.train()

@@ -179,7 +179,7 @@ def with_labels(name: str) -> tuple[Any, dict[str, Tensor]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [{}, {"processes": 2, "accumulate": 2}])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
-def test_a_models_own_loss_over_words(name: str, way: dict[str, Any]) -> None:
+def test_a_loss_of_the_model_over_words(name: str, way: dict[str, Any]) -> None:
     """Over the labels that count, shifted or not: the plain loop's steps, in parts and on ranks, and the mean over all
     words in the history."""
     plain, data = with_labels(name)

@@ -35,7 +35,7 @@ def test_objects_are_found_through_helpers() -> None:
 
 
 def test_changes_are_seen() -> None:
-    """A longer list, another count in a dict, and a number that was assigned anew."""
+    """A longer list, another count in a dict, and a number with another value."""
     before = fingerprints(objects_of(step))
     step(0.5)
 

@@ -274,7 +274,7 @@ def test_a_gan_by_yields_is_that_of_a_plain_loop(processes: int, clip: float | N
     assert sums == pytest.approx(list(session.history.train_loss), abs=EXACT)
 
 
-def test_a_gan_goes_on() -> None:
+def test_a_gan_continues() -> None:
     """Two and two epochs equal four, with the moments of both optimizers."""
     four, parts = gan(), gan()
     four.train(4)
@@ -432,7 +432,7 @@ def test_registered_optimizers_go_on(processes: int) -> None:
     assert [0.01] * 3 == list(session.history.lr)
 
 
-def test_a_rate_that_the_loop_gives_anew_counts() -> None:
+def test_a_learning_rate_that_the_loop_sets_again_counts() -> None:
     """A registered optimizer goes on with its moments, and with the rate that its loop gives now."""
     session = bare()
     session.traverse(registering(0.01), epochs=1)
@@ -579,14 +579,14 @@ def stepping_a_copy(session: Loop) -> None:
     ("loop", "words"),
     [(idle, "No optimizer made a step in an epoch"), (stepping_a_copy, "parameters are none of session.model")],
 )
-def test_a_loop_that_trains_nothing_is_told(loop: Callable[[Loop], None], words: str) -> None:
+def test_a_loop_that_trains_nothing_is_reported(loop: Callable[[Loop], None], words: str) -> None:
     """An epoch without a step, and steps of another model's optimizer, are told once."""
     with pytest.warns(QuikWarning, match=words) as told:
         regression(epochs=2).traverse(loop)
     assert 1 == len(told)
 
 
-def test_gradients_of_zero_are_told() -> None:
+def test_gradients_of_zero_are_reported() -> None:
     """A loss that has no slope in any parameter is told, and trains nothing."""
     session = regression(epochs=1).set_step(lambda model, criterion, batch: (model(batch[0]) * 0.0).sum())
     with pytest.warns(QuikWarning, match="All gradients are zero"):

@@ -30,7 +30,7 @@ def full(**settings: Any) -> QuikSession:
     return regression(network(dropout=0.3), **kept).set_optimizer(optim.Adam).set_scheduler(OneCycleLR, max_lr=0.05)
 
 
-def test_own_loop_equals_train() -> None:
+def test_custom_loop_equals_train() -> None:
     """For the same recipe the rows and weights are those of train(), bit for bit."""
     theirs, ours = full(), full()
     theirs.traverse(loop)
@@ -41,7 +41,7 @@ def test_own_loop_equals_train() -> None:
     assert 0.0 == distance(ours.model, theirs.model)
 
 
-def test_own_loop_on_two_ranks() -> None:
+def test_custom_loop_on_two_ranks() -> None:
     """On two workers the same loop gives the numbers of one process."""
     one, two = regression(epochs=2), regression(epochs=2)
     one.traverse(loop)
@@ -51,7 +51,7 @@ def test_own_loop_on_two_ranks() -> None:
     assert distance(one.model, two.model) <= 1e-12
 
 
-def test_stopped_own_loop_goes_on_at_that_step() -> None:
+def test_stopped_custom_loop_continues_at_that_step() -> None:
     """A stop in the midst of an epoch leaves a partial row; the next call ends as a loop that nobody stopped."""
     straight, stopped = full(), full()
     straight.traverse(loop)
@@ -153,7 +153,7 @@ def gives_many_numbers(session: Loop) -> None:
         (gives_many_numbers, r"got shape \(3,\): pass loss\.mean\(\)"),
     ],
 )
-def test_what_a_loop_forgets_is_said(loop: Callable[[Loop], None], advice: str) -> None:
+def test_what_a_loop_forgets_is_reported(loop: Callable[[Loop], None], advice: str) -> None:
     """A loop that leaves out a call, or makes it with something else, ends with the words to type."""
     with pytest.raises(RecipeError, match=advice):
         regression(epochs=2).traverse(loop)
@@ -178,7 +178,7 @@ def test_own_columns() -> None:
     assert session.history.worst[0] > 0
 
 
-def test_error_in_an_own_loop() -> None:
+def test_error_in_a_custom_loop() -> None:
     """The user's own exception comes through, and the weights are those of the last row."""
     session = regression(epochs=3)
     good = regression(epochs=1)
@@ -260,8 +260,8 @@ def test_values_without_a_loss() -> None:
     assert [0.5, 0.5] == list(session.history["f1"])
 
 
-def test_values_that_are_none() -> None:
-    """What is no number is refused with the form that is taken."""
+def test_values_that_are_not_numbers() -> None:
+    """Values that are not numbers are refused with an example of valid ones."""
     with pytest.raises(RecipeError, match=r"one number each.*end_epoch\(\{'valid_loss': 0.5\}\)"):
         regression(epochs=1).traverse(closed_by(lambda session, epoch: {"f1": "good"}))
 
@@ -280,7 +280,7 @@ def test_a_second_pass_in_one_epoch() -> None:
         regression(epochs=1).traverse(twice)
 
 
-def test_a_stop_in_a_validation_of_ones_own() -> None:
+def test_a_stop_in_a_custom_validation() -> None:
     """A stop while the loop validates ends the run as stopped, and keeps its steps."""
 
     def validated(session: Loop, epoch: int) -> dict[str, float]:

@@ -350,7 +350,7 @@ def test_the_proof_costs_no_further_message(results: list[dict[str, Any]]) -> No
     assert [{"all_reduce": 3.0}] * 2 == [each["collectives"] for each in results]
 
 
-def test_which_way_is_taken(results: list[dict[str, Any]]) -> None:
+def test_which_parallel_mode_is_chosen(results: list[dict[str, Any]]) -> None:
     """DistributedDataParallel where it is right, and hooks where it would not be."""
     assert [["AroundTheStep", "ByHooks", "ByHooks"]] * 2 == [each["ways taken"] for each in results]
     assert "OneRank" == type(parallel(Net(), error, World(), Settings())).__name__

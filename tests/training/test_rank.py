@@ -22,8 +22,8 @@ def events_of(session: Any, epochs: int = 2) -> list[Event]:
     return events
 
 
-def test_every_step_is_told_once() -> None:
-    """The losses and rates of all steps come home, with the heartbeats or with the rows."""
+def test_every_step_is_reported_once() -> None:
+    """Losses and learning rates of all steps are sent, with heartbeats or rows."""
     told = [event for event in events_of(regression()) if isinstance(event, StepEnd | EpochEnd)]
 
     assert 14 == sum(len(event.losses) for event in told)

@@ -123,7 +123,7 @@ def test_a_sum_in_a_loop_is_found_out_in_parts() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_sum_that_is_said_is_not_told(way: dict[str, Any]) -> None:
+def test_an_explicit_sum_is_not_reported(way: dict[str, Any]) -> None:
     """set_step(fn, reduction="sum") and StepOutput(reduction="sum") are the same, and no word is said."""
     said = session(summed, "sum", **way)
     as_output = session(lambda m, c, b: StepOutput(summed(m, c, b), reduction="sum"), **way)
@@ -135,14 +135,14 @@ def test_a_sum_that_is_said_is_not_told(way: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("step", [divided, noisy, counted_words])
 @pytest.mark.parametrize("way", WAYS[:2])
-def test_a_mean_is_not_told(step: Step, way: dict[str, Any]) -> None:
+def test_a_mean_is_not_reported(step: Step, way: dict[str, Any]) -> None:
     """A mean over samples, random numbers in it or not, and a mean over what the step says, pass without a word."""
     assert [] == told(session(step, **way).train)
 
 
 @pytest.mark.parametrize(("step", "outputs"), [(contrastive, 4), (words, 1)])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_loss_that_parts_change_is_told(step: Step, outputs: int, way: dict[str, Any]) -> None:
+def test_a_loss_that_parts_change_is_reported(step: Step, outputs: int, way: dict[str, Any]) -> None:
     """A loss over the whole batch is told where the batch comes in parts, and nowhere else."""
     messages = told(session(step, outputs=outputs, **way).train)
     expected = [f"With {name}={value} " for name, value in way.items()]
@@ -150,7 +150,7 @@ def test_a_loss_that_parts_change_is_told(step: Step, outputs: int, way: dict[st
     assert [True] * len(expected) == [part in message for part, message in zip(expected, messages, strict=True)]
 
 
-def test_a_criterion_over_the_batch_is_told() -> None:
+def test_a_criterion_over_the_batch_is_reported() -> None:
     """The same holds for a criterion of one's own."""
 
     class Spread(nn.Module):

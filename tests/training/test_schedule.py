@@ -152,7 +152,7 @@ def test_a_scheduler_that_watches_under_another_name() -> None:
 
 
 @pytest.mark.parametrize("per", ["batch", "epoch"])
-def test_a_scheduler_that_is_stepped_by_hand_too_is_told(per: str) -> None:
+def test_a_scheduler_that_is_stepped_by_hand_too_is_reported(per: str) -> None:
     """A step by hand in a loop whose scheduler the session steps is told, with what to leave out."""
 
     def loop(session: Loop) -> None:
@@ -183,7 +183,7 @@ def test_a_scheduler_that_is_stepped_by_hand_too_is_told(per: str) -> None:
         (ReduceLROnPlateau, {"patience": 0}),
     ],
 )
-def test_nothing_is_told_of_a_scheduler_that_the_session_steps(scheduler: Any, words: dict[str, Any]) -> None:
+def test_nothing_is_reported_of_a_scheduler_that_the_session_steps(scheduler: Any, words: dict[str, Any]) -> None:
     """Two calls with a schedule of any kind are silent."""
     session = regression(epochs=4).set_scheduler(scheduler, **words)
     session.train(2)
@@ -194,7 +194,7 @@ def test_nothing_is_told_of_a_scheduler_that_the_session_steps(scheduler: Any, w
     ("scheduler", "words"),
     [(OneCycleLR, {"max_lr": 0.1}), (CyclicLR, {"base_lr": 0.01, "max_lr": 0.1, "cycle_momentum": False})],
 )
-def test_groups_that_get_one_rate_are_told(scheduler: Any, words: dict[str, Any]) -> None:
+def test_groups_that_get_one_rate_are_reported(scheduler: Any, words: dict[str, Any]) -> None:
     """A scheduler with one rate for all groups is told where they had several; a list of rates is not."""
     session = regression(epochs=1).set_optimizer(optim.SGD, groups={"3": {"lr": 0.2}}).set_scheduler(scheduler, **words)
     with pytest.warns(QuikWarning, match=r"one max_lr for all parameter groups.*max_lr=\[\.\.\.\]") as told:

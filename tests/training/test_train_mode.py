@@ -38,7 +38,7 @@ def test_parts_stay_in_evaluation() -> None:
     assert model[0][1].training  # type: ignore[index]
 
 
-def test_a_part_in_evaluation_is_told() -> None:
+def test_a_module_in_evaluation_mode_is_reported() -> None:
     """A module in evaluation mode is trained in training mode, with one warning."""
     model, seen = with_encoder(), []  # type: ignore[var-annotated]
     model[0].eval()  # type: ignore[index]
@@ -50,7 +50,7 @@ def test_a_part_in_evaluation_is_told() -> None:
     assert not model[0].training  # type: ignore[index]
 
 
-def test_a_frozen_part_with_chance_is_told() -> None:
+def test_a_frozen_module_with_dropout_is_reported() -> None:
     """Dropout and batch statistics of a frozen part go on, which is said; `eval_modules` leaves nothing to say."""
     with pytest.warns(QuikWarning, match="0 is frozen and has batch statistics or dropout"):
         regression(with_encoder(), epochs=1, freeze="0").train()

@@ -35,7 +35,7 @@ def test_average_is_torch_own() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_average_goes_on(processes: int) -> None:
+def test_average_continues(processes: int) -> None:
     """Two and two epochs with averaged weights equal four, also across modes."""
     four, parts = regression(epochs=4, ema=0.9), regression(epochs=4, ema=0.9)
     four.train()
@@ -298,7 +298,7 @@ def test_a_loss_that_is_the_whole_step_is_left_as_it_is() -> None:
     assert loss is GradientWeights(World(), in_parts=False).weigh(loss, Batch(None, 6, 6), None, "mean")
 
 
-def test_weights_begin_anew_with_each_step() -> None:
+def test_weights_start_again_with_each_step() -> None:
     """The counts of a step are no part of the next."""
     parameter = nn.Parameter(torch.zeros(()))
     weights = GradientWeights(World(), in_parts=True)

@@ -83,7 +83,7 @@ def test_a_failed_run_says_so_in_its_view_and_once_more(notebook: Kernel) -> Non
     assert "finished" == last(notebook, "s.model.before = slow; print(s.train(epochs=1).state)")
 
 
-def test_an_error_that_was_waited_for_is_not_told_again(notebook: Kernel) -> None:
+def test_an_error_that_was_waited_for_is_not_reported_again(notebook: Kernel) -> None:
     """Who has seen the exception from `wait` is not warned of it afterwards."""
     notebook.ok("def bad(rank, step):\n    raise ValueError('at once')\ns = session(Net(bad), view=False)")
     waited = notebook.run("s.train(background=True).wait()")
@@ -121,7 +121,7 @@ def test_another_session_may_train_meanwhile(notebook: Kernel) -> None:
     assert "finished stopped" == result
 
 
-def test_a_stopped_run_goes_on_in_the_background(notebook: Kernel) -> None:
+def test_a_stopped_run_continues_in_the_background(notebook: Kernel) -> None:
     """Stopped anywhere and continued, it equals a run that was left alone."""
     result = last(
         notebook,

@@ -166,7 +166,7 @@ def test_samples_of_a_ready_batch_are_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_batches_of_a_step_are_dealt_one_by_one(world_size: int) -> None:
+def test_batches_of_a_step_are_sharded_one_by_one(world_size: int) -> None:
     """Each rank has a part of each batch, the last of which ends the step, and all know the samples of the step."""
     shares = [shard_batches([5, 1, 4], World(rank, world_size)) for rank in range(world_size)]
     batches = [

@@ -61,7 +61,7 @@ def numbers_of(batch: Batch) -> list[int]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_batches_of_a_loader_join(world_size: int) -> None:
-    """With accumulate=3 a step has three of the loader's batches, each of which is dealt to all ranks."""
+    """With accumulate=3 a step has three of the loader's batches, each of which is split over all ranks."""
     steps = dealt(DataLoader(Lines(), batch_size=4, collate_fn=padded), world_size, micro_batches=3)
     lines = [[[i for b in batch for i in numbers_of(b)] for batch in zip(*step, strict=True)] for step in steps]
 
@@ -99,7 +99,7 @@ def test_batches_of_a_batch_sampler_join(world_size: int) -> None:
     assert 2 == batches_of(as_source(loader, "train"), 99, World(), True, 2).steps
 
 
-def test_what_a_loader_drops_is_its_own_short_batch() -> None:
+def test_a_loader_drops_only_its_short_last_batch() -> None:
     """drop_last leaves out the short batch of the loader, not a step with fewer batches."""
     loader = DataLoader(Lines(), batch_size=4, collate_fn=padded, drop_last=True)
     steps = dealt(loader, 1, micro_batches=3)

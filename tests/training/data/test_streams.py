@@ -103,7 +103,7 @@ def causes(notices: Notices) -> set[str]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_stream_is_dealt_before_it_is_collated(world_size: int) -> None:
+def test_a_stream_is_sharded_before_collation(world_size: int) -> None:
     """Each rank collates its share of the same batch, as wide as its own longest line, and none is cut."""
     loader = DataLoader(Lines(), batch_size=8, collate_fn=padded)
     steps, notices = dealt([stream(loader)] * world_size)
@@ -151,7 +151,7 @@ def test_a_stream_that_splits_itself_is_found_out(world_size: int, size: int) ->
 
 
 def test_what_was_declared_is_not_guessed() -> None:
-    """sharded=True takes all that each rank reads, sharded=False deals it out, and nothing is told of either."""
+    """sharded=True takes all that each rank reads, sharded=False shards it; neither gives a warning."""
     own = [DataLoader(Lines(20, rank, 2), batch_size=4, collate_fn=padded) for rank in (0, 1)]
     all_of_it, nothing = dealt([stream(loader, sharded=True) for loader in own])
     halves, told = dealt([stream(loader, sharded=False) for loader in own])
@@ -196,7 +196,7 @@ def pictures(batch: Batch) -> int:
     ],
 )
 def test_ready_batches_are_never_cut(world_size: int, accumulate: int, expected: list[list[int]]) -> None:
-    """Whole ones are dealt: a step has accumulate of them and at least one for each rank."""
+    """Whole batches are sharded: a step has `accumulate` of them, and at least one per rank."""
     steps, notices = dealt([stream(DataLoader(Ready(), batch_size=None))] * world_size, accumulate)
     together = [[pictures(b) for rank in step for b in rank if b.samples] for step in steps]
     batches = [batch for step in steps for rank in step for batch in rank]
@@ -211,7 +211,7 @@ def test_ready_batches_are_never_cut(world_size: int, accumulate: int, expected:
     ("step", "before", "now", "expected"),
     [(4, 1, 2, 2), (2, 2, 1, 4), (3, 2, 2, 3), (3, 2, 3, 2), (0, 2, 3, 0), (3, 1, 2, None)],
 )
-def test_an_epoch_of_ready_batches_goes_on_with_other_ranks(
+def test_an_epoch_of_ready_batches_continues_with_other_ranks(
     step: int, before: int, now: int, expected: int | None
 ) -> None:
     """Steps have other sizes then, so it is entered at the same batch; where no step begins there, that is said."""
