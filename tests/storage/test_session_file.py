@@ -96,7 +96,7 @@ def test_the_original_is_not_tied_to_the_loaded(tmp_path: Path) -> None:
 
 
 def test_parts_and_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    """A part that cannot be pickled is named and leaves no file; files of other kinds are refused with what loads them."""
+    """A part that cannot be pickled is named and leaves no file; other files are refused with what loads them."""
     session = regression().set_metrics(odd=lambda outputs, targets, file=sys.stdout: 0.0)
     weights = tmp_path / "weights.pt"
     torch.save(network().state_dict(), weights)
