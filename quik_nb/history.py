@@ -137,6 +137,41 @@ def joined(first: LivePoint, second: LivePoint) -> LivePoint:
     return LivePoint(at, loss, lr, steps)
 
 
+class Ranking(NamedTuple):
+    """What makes a row the best.
+
+    >>> Ranking("accuracy", "max").score(Row(0, 0.9, 0.8, 1.5, 1e-3, {"accuracy": 0.75}))
+    -0.75
+    """
+
+    column: str | None = None
+    """None for `valid_loss`, or `train_loss` where there is none"""
+    mode: str = "min"
+    """"min" where lower is better, "max" where higher is"""
+
+    def name(self, row: Row) -> str:
+        """The column that counts in this row."""
+        if self.column is not None:
+            return self.column
+        return "train_loss" if row.valid_loss is None else "valid_loss"
+
+    def value(self, row: Row) -> float:
+        """What counts in a row; NaN where it has no such column."""
+        value = flat(row).get(self.name(row))
+        return math.nan if value is None else value
+
+    def score(self, row: Row) -> float:
+        """The value so that lower is better; NaN is worst."""
+        value = self.value(row)
+        if math.isnan(value):
+            return math.inf
+        return value if self.mode == "min" else -value
+
+
+LOSS = Ranking()
+"""The lowest `valid_loss` is best, or `train_loss` where there is none."""
+
+
 class History:
     """Rows of a training in order; a partial row is replaced by the row of its whole epoch.
 
@@ -154,7 +189,8 @@ class History:
         """names of the metrics so far, in the order in which they came"""
         self._validated = False
         """whether any row has a `valid_loss`"""
-        self._best = _Best()
+        self._ranking = LOSS
+        self._best = _Best(self._ranking)
         self._live = LiveLosses()
         self.annotations: list[Annotation] = list(annotations)
         self.notices: dict[str, str] = {}
@@ -166,6 +202,7 @@ class History:
         twin = History(self._rows, self.annotations)
         twin.notices = dict(self.notices)
         twin._live = self._live.copy()
+        twin.ranking = self._ranking
         return twin
 
     @property
@@ -178,9 +215,19 @@ class History:
         self._rows = []
         self._metrics = {}
         self._validated = False
-        self._best = _Best()
+        self._best = _Best(self._ranking)
         for row in rows:
             self._append(row)
+
+    @property
+    def ranking(self) -> Ranking:
+        """What makes a row the best; another one ranks all rows again."""
+        return self._ranking
+
+    @ranking.setter
+    def ranking(self, ranking: Ranking) -> None:
+        self._ranking = ranking
+        self._best = _Best(ranking)
 
     @property
     def live(self) -> list[LivePoint]:
@@ -217,7 +264,8 @@ class History:
 
     @property
     def best(self) -> Row | None:
-        """The row with the lowest `valid_loss` (`train_loss` where none has one) among the whole epochs.
+        """The row with the lowest `valid_loss` (`train_loss` where it has none) among the whole epochs, or the best by
+        another `ranking`.
 
         None where no row has one that is a number, or that can be compared with what is trained now.
         """
@@ -279,14 +327,15 @@ class History:
         count = f"{len(self.rows)} epoch{'s' if len(self.rows) != 1 else ''}"
         if best is None:
             return f"{count}, none of them the best"
-        name = "train_loss" if best.valid_loss is None else "valid_loss"
-        return f"{count}, best {name} {score(best):.4g} in epoch {best.epoch}"
+        name, value = self.ranking.name(best), self.ranking.value(best)
+        return f"{count}, best {name} {value:.4g} in epoch {best.epoch}"
 
 
 class _Best:
     """The best of rows to which others are added: each is looked at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranking: Ranking) -> None:
+        self._ranking = ranking
         self._row: Row | None = None
         self._since = 0.0
         self._seen = 0
@@ -306,20 +355,22 @@ class _Best:
         return self._row
 
     def _judge(self, row: Row) -> None:
-        if row.epoch < self._since or score(row) == math.inf:
+        if row.epoch < self._since or self._ranking.score(row) == math.inf:
             return
-        if self._row is None or _rank(row) < _rank(self._row):
+        if self._row is None or self._rank(row) < self._rank(self._row):
             self._row = row
 
+    def _rank(self, row: Row) -> tuple[bool, float]:
+        return row.fraction != 1.0, self._ranking.score(row)
 
-def _rank(row: Row) -> tuple[bool, float]:
-    return row.fraction != 1.0, score(row)
+
+NO_RANKING = Ranking("")
+"""No row is better than another."""
 
 
 def score(row: Row) -> float:
-    """What makes a row the best: its `valid_loss`, or its `train_loss` where it has none; NaN is worst."""
-    value = row.train_loss if row.valid_loss is None else row.valid_loss
-    return math.inf if math.isnan(value) else value
+    """The loss that counts in a row: its `valid_loss`, or its `train_loss` where it has none; NaN is worst."""
+    return LOSS.score(row)
 
 
 def flat(row: Row) -> dict[str, float | int | None]:

@@ -5,7 +5,7 @@ labels (yes or no for each of several), or numbers. scikit-learn does the counti
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,14 @@ from torch import Tensor, nn
 from quik_nb.errors import QuikError, RecipeError
 from quik_nb.recipe.data import Source
 from quik_nb.recipe.recipe import FLOAT_TARGETS, Recipe
-from quik_nb.training.evaluate import evaluate
+from quik_nb.training.evaluate import judge
+from quik_nb.training.named_metrics import YES_OR_NO, as_classes, has_classes_second
 from quik_nb.views.figure_html import img
 from quik_nb.views.report_figures import confusion_figure, scatter_figure
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-YES_OR_NO = (nn.BCELoss, nn.BCEWithLogitsLoss)
-IGNORED = -100
-"""The label that torch's criteria leave aside."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,14 +82,8 @@ def report(
         raise QuikError(
             "report counts with scikit-learn, which is not installed here: pip install 'quik_nb[metrics]'"
         ) from error
-    seen: list[tuple[Any, Any]] = []
-
-    def keep(outputs: Any, targets: Any) -> float:
-        seen.append((outputs, targets))
-        return 0.0
-
-    loss = evaluate(replace(recipe, metrics={"kept": keep}), source, device)["loss"]
-    outputs, targets = (_plain(value) for value in seen[0])
+    loss, judged = judge(recipe, source, device, split)
+    outputs, targets = (_plain(value) for value in judged)
     title = f"{split}: {len(targets):,} samples, loss {loss:.4g}"
     names = None if label_names is None else [str(name) for name in label_names]
     criterion = recipe.make_criterion()
@@ -102,7 +93,14 @@ def report(
         )
     if outputs.shape == targets.shape and (targets.is_floating_point() or isinstance(criterion, FLOAT_TARGETS)):
         return _numbers(title, outputs, targets, names)
-    return _classes(title, *flat_classes(outputs, targets, getattr(criterion, "ignore_index", IGNORED)), names)
+    if targets.is_floating_point() and outputs.shape != targets.shape:
+        raise RecipeError(
+            f"report compares numbers one by one, and the model gives outputs of shape {tuple(outputs.shape)} for "
+            f"targets of shape {tuple(targets.shape)}, such as several quantiles of one number: have set_step return "
+            f"(loss, outputs) with the outputs to judge, such as outputs[:, 1]."
+        )
+    answers = as_classes(outputs, targets, recipe.ignored_label, has_classes_second(criterion))
+    return _classes(title, answers.scores.argmax(1), answers.true, answers.scores.shape[1], names)
 
 
 def _plain(value: Any) -> Tensor:
@@ -112,31 +110,6 @@ def _plain(value: Any) -> Tensor:
             f"have set_step return (loss, outputs) with the outputs to judge, and give each batch a target."
         )
     return value.detach().cpu().double() if value.is_floating_point() else value.detach().cpu()
-
-
-def flat_classes(outputs: Tensor, targets: Tensor, ignored: int = IGNORED) -> tuple[Tensor, Tensor, int]:
-    """Predicted and true class numbers, one after the other, and the number of classes.
-
-    Args:
-        outputs: scores, (samples, classes) or with further dimensions before or after the classes.
-        targets: class numbers without the dimension of the classes, or scores of the outputs' shape.
-        ignored: the class number that is left aside, as the criterion does.
-
-    >>> flat_classes(torch.eye(3), torch.tensor([0, 1, -100]))
-    (tensor([0, 1]), tensor([0, 1]), 3)
-    """
-    shape = list(outputs.shape)
-    if outputs.shape == targets.shape and targets.is_floating_point():
-        targets = targets.argmax(dim=1)
-    last, first = shape[:-1] == list(targets.shape), shape[:1] + shape[2:] == list(targets.shape)
-    if not (last or first) or outputs.ndim < 2:
-        raise RecipeError(
-            f"report finds no classes in outputs of shape {tuple(shape)} for targets of shape {tuple(targets.shape)}: "
-            f"have set_step return (loss, outputs) with outputs of shape (samples, classes)."
-        )
-    dim = -1 if last else 1  # as Hugging Face's models have it, or as torch's criteria do
-    kept = targets.flatten() != ignored
-    return outputs.argmax(dim=dim).flatten()[kept], targets.flatten()[kept], shape[dim]
 
 
 def _classes(title: str, predicted: Tensor, true: Tensor, count: int, names: list[str] | None) -> Report:

@@ -225,10 +225,16 @@ class Script:
     def _loss(self) -> None:
         recipe = self.recipe
         criterion = recipe.make_criterion()
-        self.facts |= {"criterion": criterion, "REDUCTION": recipe.reduction, "STEP": recipe.step}
+        self.facts |= {
+            "criterion": criterion,
+            "REDUCTION": recipe.step_reduction or recipe.reduction,
+            "STEP": recipe.step,
+        }
         self.facts["outputs"] = Logits() if type(recipe.model).__module__.startswith("transformers") else None
         self.facts["WEIGHTED"] = any(WeightedMean.of(criterion, source) is not None for source in self.sources.values())
         self.parts["criterion"] = self._criterion()
+        if recipe.settings.monitor is not None:
+            self.notes.append(f"monitor={recipe.settings.monitor!r}, in whose place the loss is watched")
         self._substitute("MONITOR", '"valid_loss"' if recipe.valid is not None else '"train_loss"')
         if recipe.step is not None:
             self._substitute("STEP", self.quote.reference(recipe.step))
@@ -279,7 +285,11 @@ class Script:
         """Functions of (outputs, targets) by name; other metrics are left out with a note."""
         recipe = self.recipe
         plain = {} if recipe.step is not None else recipe.metrics
-        named = {name: metric for name, metric in plain.items() if not hasattr(metric, "compute")}
+        named = {
+            name: metric
+            for name, metric in plain.items()
+            if not isinstance(metric, str) and not hasattr(metric, "compute")
+        }
         left_out = [name for name in recipe.metrics if name not in named]
         if left_out:
             self.notes.append(f"the metrics {', '.join(left_out)}")

@@ -177,8 +177,10 @@ class Recipe(ByValue):
     schedulers: Mapping[str, Scheduler] = field(default_factory=dict)
     """by the name of their optimizer; "" for all optimizers that have none of their own"""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """by column name: a function of (outputs, targets) or a torchmetrics metric"""
+    """by column name: a function of (outputs, targets), a torchmetrics metric, or a name that `monitor.METRICS` has"""
     metrics_on_train: bool = False
+    check_metrics: bool = True
+    """whether metrics are tried before a training"""
     step: Callable[..., Any] | None = None
     """`step(model, criterion, batch) -> loss` or `(loss, outputs)`; None for the default"""
     step_reduction: str | None = None
@@ -197,6 +199,12 @@ class Recipe(ByValue):
     def scheduler_of(self, name: str) -> Scheduler | None:
         """The scheduler of an optimizer: its own, else the one that was set for all."""
         return self.schedulers.get(name, self.schedulers.get(""))
+
+    @property
+    def ignored_label(self) -> int:
+        """The label that the criterion leaves aside; -100, as torch and transformers have it, where it says none."""
+        keywords = self.criterion.keywords if isinstance(self.criterion, Spec) else {}
+        return int(keywords.get("ignore_index", getattr(self.criterion, "ignore_index", -100)))
 
     @property
     def yields(self) -> bool:

@@ -166,12 +166,22 @@ class Settings:
         "output",
         optional=True,
     )
+    monitor: str | None = _setting(
+        None,
+        "the column that makes an epoch the best, such as accuracy; None for valid_loss, else train_loss",
+        TEXT,
+    )
+    monitor_mode: str | None = _setting(
+        None,
+        "whether what is monitored gets better as it falls (min) or rises (max); None for what its name tells",
+        one_of("min", "max"),
+    )
     patience: int | None = _setting(
         None,
-        "early stopping: epochs without a better loss after which training ends; None for never",
+        "early stopping: epochs without a better one, by the monitor, after which training ends; None for never",
         COUNT,
     )
-    min_delta: float = _setting(0.0, "by how much a loss must fall to count as better for patience", FROM_ZERO)
+    min_delta: float = _setting(0.0, "by how much an epoch must be better to count for patience", FROM_ZERO)
     ema: float | None = _setting(
         None,
         "decay per step of averaged weights, which are then validated and saved",

@@ -15,6 +15,7 @@ from quik_nb.errors import RecipeError, suggest
 from quik_nb.recipe.assignment import assignment_faults
 from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.kinds import is_number
+from quik_nb.recipe.monitor import monitor_faults
 from quik_nb.recipe.patterns import fits
 from quik_nb.recipe.recipe import FLOAT_TARGETS, Optimizer, Recipe, Scheduler, Spec, label_tensor, needs_closure
 
@@ -57,6 +58,7 @@ def faults(recipe: Recipe, own_loop: bool = False) -> Iterator[str]:
         yield from _scheduler(recipe, name, scheduler)
     if recipe.yields and not own_loop:
         yield from _yields(recipe)
+    yield from monitor_faults(recipe, own_loop)
     if recipe.model is not None:
         yield from _model(recipe, recipe.model)
         yield from _names(recipe, recipe.model)

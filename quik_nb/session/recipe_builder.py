@@ -3,6 +3,7 @@
 The arguments are documented at the methods of `QuikSession`. No state is kept between calls.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from quik_nb.errors import RecipeError
+from quik_nb.errors import RecipeError, suggest
 from quik_nb.recipe.data import SPLITS
+from quik_nb.recipe.monitor import METRICS
 from quik_nb.recipe.recipe import Optimizer, Recipe, Scheduler, Spec
 from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS
 from quik_nb.recipe.splits import DataOptions, as_sources
@@ -153,22 +155,48 @@ def with_scheduler(
     return replace(recipe, schedulers={**others, optimizer or "": Scheduler(spec.target, spec.keywords, per)})
 
 
-def with_metrics(recipe: Recipe, on_train: Any, named: dict[str, Any]) -> Recipe:
+def with_metrics(recipe: Recipe, bare: tuple[Any, ...], on_train: Any, check: Any, named: dict[str, Any]) -> Recipe:
     """The recipe with other metrics."""
-    if not isinstance(on_train, bool):
-        raise RecipeError(
-            f"set_metrics: train={on_train!r} is not True or False; it turns on metrics for the training batches: "
-            f"pass train=True, and give a metric another name."
-        )
-    for name, metric in named.items():
+    for switch, value, does in (("train", on_train, "measures"), ("check", check, "tries")):
+        if not isinstance(value, bool):
+            raise RecipeError(
+                f"set_metrics: {switch}={value!r} is the switch that {does} the metrics on further samples: pass "
+                f"{switch}=True or {switch}=False, and give a metric another name."
+            )
+
+    metrics: dict[str, Any] = {}
+    for name, metric in [*((_name_of_metric(metric), metric) for metric in bare), *named.items()]:
         if name in RESERVED_COLUMNS:
             raise RecipeError(f"set_metrics: {name!r} is a column of every history: give the metric another name.")
-        if not callable(metric) or isinstance(metric, type):
+        if name in metrics:
+            raise RecipeError(f"set_metrics: {name!r} is given twice: give one of the metrics another name.")
+        _check_metric(name, metric)
+        metrics[name] = metric
+    return replace(recipe, metrics=metrics, metrics_on_train=on_train, check_metrics=check)
+
+
+def _name_of_metric(metric: Any) -> str:
+    """The column of a metric that was given without a name: that of the function, or of the class."""
+    if isinstance(metric, str):
+        return metric
+    name = getattr(metric, "__name__", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
+    if name == "<lambda>" or isinstance(metric, Mapping | nn.ModuleDict):
+        raise RecipeError(f"set_metrics: {metric!r:.60} has no name for its column: pass name=..., such as f1={name}.")
+    return str(name)
+
+
+def _check_metric(name: str, metric: Any) -> None:
+    if isinstance(metric, str):
+        if metric not in METRICS:
             raise RecipeError(
-                f"set_metrics: {name}={metric!r} is neither a function of (outputs, targets) nor a metric object: "
-                f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
+                f"set_metrics: there is no metric {metric!r} by that name: {suggest(metric, METRICS)} "
+                f"Known are {', '.join(METRICS)}; any other is a function of (outputs, targets)."
             )
-    return replace(recipe, metrics=dict(named), metrics_on_train=on_train)
+    elif not callable(metric) or isinstance(metric, type):
+        raise RecipeError(
+            f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
+            f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
+        )
 
 
 def with_step(recipe: Recipe, step: Any, reduction: str | None = None) -> Recipe:

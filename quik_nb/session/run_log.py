@@ -109,7 +109,9 @@ def _table(records: Sequence[RunRecord]) -> "pd.DataFrame":
     lines: list[dict[str, Any]] = []
     for number, record in enumerate(records):
         rows = record.rows
-        best = History(rows).best  # a row without a valid_loss is not compared with one that has it
+        own = History(rows)
+        own.ranking = record.history.ranking
+        best = own.best  # a row without a valid_loss is not compared with one that has it
         lines.append(
             {
                 "run": number,

@@ -18,13 +18,15 @@ from quik_nb.analysis.lr_finder import RateTest
 from quik_nb.analysis.range_test import range_test
 from quik_nb.analysis.report import Report, report
 from quik_nb.errors import CheckpointError, RecipeError, suggest
-from quik_nb.events import Annotation
+from quik_nb.events import Annotation, Row
 from quik_nb.export.script import Origin, as_code, write_script
+from quik_nb.history import History
 from quik_nb.launch.forkserver import warm_up
 from quik_nb.launch.placement import Machine, Request, place
 from quik_nb.recipe.cli_options import settings_from
 from quik_nb.recipe.data import SPLITS, Source, as_source
 from quik_nb.recipe.equality import same
+from quik_nb.recipe.monitor import direction, ranking
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.recipe.settings import Settings, setting_names, settings_doc
 from quik_nb.recipe.splits import DataOptions
@@ -241,17 +243,31 @@ class QuikSession:
             "set_scheduler", lambda recipe: with_scheduler(recipe, scheduler, per, optimizer, keywords)
         )
 
-    def set_metrics(self, *, train: bool = False, **named: Any) -> Self:
-        """Set the metrics, by the name of their column in the history.
+    def set_metrics(self, *metrics: Any, train: bool = False, check: bool = True, **named: Any) -> Self:
+        """Set the metrics: `set_metrics("accuracy", top="f1", spread=lambda outputs, targets: outputs.std())`.
+
+        Known by name:
+
+        ==========================  =================================================================
+        accuracy, top5_accuracy     share of right answers, of classes or of labels (BCE losses)
+        precision, recall, f1       mean over the classes or labels (macro)
+        auroc, average_precision    mean over the classes or labels, counted by torchmetrics
+        mae, mse, rmse, r2          for numbers, mean over the outputs
+        ==========================  =================================================================
+
+        What they count follows from criterion, outputs and targets; labels that the criterion ignores are left out.
 
         Args:
+            metrics: by name, or functions and torchmetrics that are called by their own names.
             train: measure them on the training batches as well, in columns named `train_...`.
-            named: functions of (outputs, targets), called once with the whole split, or torchmetrics metrics.
+            check: try them before a training, on up to 256 validation samples.
+            named: by the name of their column: one of the names above, a function of (outputs, targets), called once
+                with the whole split, or a torchmetrics metric. A dict of numbers makes columns NAME_key.
 
         Raises:
-            RecipeError: a metric is not callable, or its name is that of another column.
+            RecipeError: a metric is not callable, is not known by name, or its name is that of another column.
         """
-        return self._changed("set_metrics", lambda recipe: with_metrics(recipe, train, named))
+        return self._changed("set_metrics", lambda recipe: with_metrics(recipe, metrics, train, check, named))
 
     def set_step(self, step: Callable[..., Any] | None, reduction: str | None = None) -> Self:
         """Set a custom forward step, which computes the loss of a batch.
@@ -459,7 +475,11 @@ class QuikSession:
         return overlay(self._runs.log.histories(), log=log)
 
     def predict(self, data: Any) -> Any:
-        """The model's outputs for all samples, concatenated in the order of the data, on the CPU.
+        """The outputs for all samples, in the order of the data, on the CPU, joined by sample; bfloat16 as float32.
+
+        They are the model's. For a split they are those of a custom step, where it returns outputs. Where the batches'
+        outputs have different widths, there is a tensor for each sample; what belongs to a batch rather than to its
+        samples, such as a hidden state, is a list with one for each batch.
 
         Args:
             data: anything that `add_data` accepts, with or without a target, or the name of a split: "test". A
@@ -468,7 +488,7 @@ class QuikSession:
         Raises:
             RecipeError: there is no model, or no split of that name.
         """
-        return predict(self._checked("predict", "model"), self._source(data), self._device)
+        return predict(self._checked("predict", "model"), self._source(data), self._device, name_of(data))
 
     def evaluate(self, split: Any = "valid") -> dict[str, float]:
         """The loss and the metrics of a split: `{"loss": ..., "accuracy": ...}`.
@@ -608,17 +628,21 @@ class QuikSession:
         self._runs.state = replace(self._runs.state, loaded_epoch=epoch)
         return self
 
-    def load_best(self) -> Self:
-        """Load the weights of the epoch with the lowest valid_loss (train_loss if there is no validation split).
+    def load_best(self, monitor: str | None = None, monitor_mode: str | None = None) -> Self:
+        """Load the weights of the best epoch: that with the lowest valid_loss (train_loss where there is no validation
+        split), or the best by the session's `monitor`.
+
+        Args:
+            monitor: another column, such as "accuracy", by which the rows are ranked; None for the session's.
+            monitor_mode: "min" or "max"; None for what its name tells.
 
         Raises:
+            RecipeError: there is no such column, or its name does not tell whether it is to fall or to rise.
             CheckpointError: as `load_epoch`, or nothing was trained yet.
         """
-        history = self._runs.history
-        best = history.best
-        if best is None:
-            why = "no epoch has a loss that can be compared" if history.rows else "nothing was trained"
-            raise CheckpointError(f"There is no best epoch yet, since {why}: use session.train() first.")
+        given = {"monitor": monitor, "monitor_mode": monitor_mode}
+        settings = self.settings.changed({name: value for name, value in given.items() if value is not None})
+        best = best_of(self._runs.history, replace(self._recipe, settings=settings))
         return self.load_epoch(best.epoch)
 
     @classmethod
@@ -703,6 +727,30 @@ class QuikSession:
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") or name.startswith("__")]
+
+
+def best_of(history: History, recipe: Recipe) -> Row:
+    """The best row by what the recipe monitors.
+
+    Raises:
+        RecipeError: no row has such a column, or its direction is not known.
+        CheckpointError: there is none that could be the best.
+    """
+    name = recipe.settings.monitor
+    if name is not None and history.rows and name not in history.columns:
+        raise RecipeError(f"monitor={name!r} is no column of the history: {suggest(name, history.columns)}")
+    if name is not None and recipe.settings.monitor_mode is None and direction(recipe, name) is None:
+        raise RecipeError(
+            f"monitor={name!r} may be better when it falls or when it rises, which its name does not tell: "
+            f"pass monitor_mode='min' or 'max'."
+        )
+
+    ranked = history.copy()
+    ranked.ranking = ranking(recipe)
+    if ranked.best is None:
+        why = "no epoch has a value that can be compared" if history.rows else "nothing was trained"
+        raise CheckpointError(f"There is no best epoch yet, as {why}: session.train() first.")
+    return ranked.best
 
 
 def name_of(data: Any) -> str:

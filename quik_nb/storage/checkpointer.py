@@ -18,7 +18,7 @@ import torch
 
 from quik_nb.errors import CheckpointError
 from quik_nb.events import Annotation, Row
-from quik_nb.history import History, score
+from quik_nb.history import LOSS, History, Ranking
 from quik_nb.storage import pickling
 from quik_nb.storage.files import Files, is_shared, link_or_copy, read, replacing, weights_in, write
 from quik_nb.training.progress import Progress, Snapshot
@@ -51,7 +51,9 @@ class Checkpointer:
     each_row: bool = False
     """write a checkpoint at every row, at any cost: workers send their state to the session by it"""
     scores: dict[int, float] = field(default_factory=dict)
-    """loss of each epoch whose weights exist, oldest first; lower is better"""
+    """score of each epoch whose weights exist, oldest first; lower is better"""
+    ranking: Ranking = LOSS
+    """what makes an epoch the best"""
     history_before: str = ""
     """content of history.jsonl before the first row of this run"""
     prepared: tuple[str, ...] = ()
@@ -97,7 +99,7 @@ class Checkpointer:
         path = weights_in(self.folder, row.epoch)
         write(weights, path)
         link_or_copy(path, files.weights(row.epoch))
-        self.scores[row.epoch] = score(row)
+        self.scores[row.epoch] = self.ranking.score(row)
 
     def _write_history(self, row: Row, annotations: Sequence[Annotation], files: Files) -> None:
         lines = History([row], annotations).to_jsonl()

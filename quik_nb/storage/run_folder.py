@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from quik_nb.errors import CheckpointError, QuikWarning
-from quik_nb.history import History, score
+from quik_nb.history import History
 from quik_nb.recipe.data import SPLITS, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.storage import pickling
@@ -93,13 +93,14 @@ class RunFolder:
         """
         assert state.trained_by is not None  # the recipe of the run
         settings = state.trained_by.settings
-        scores = {row.epoch: score(row) for row in state.history.comparable}
+        scores = {row.epoch: state.history.ranking.score(row) for row in state.history.comparable}
         written = [epoch for epoch, path in saved_weights(state).items() if path.parent == self.path]
         return Checkpointer(
             self.path,
             Files(Path(settings.base_dir).absolute(), settings.date),
             keep=settings.keep,
             scores={epoch: scores.get(epoch, math.inf) for epoch in written},
+            ranking=state.history.ranking,
             history_before=state.history.to_jsonl(),
             prepared=self._prepare(state, before),
         )

@@ -11,6 +11,7 @@ from quik_nb.events import Annotation
 from quik_nb.history import History
 from quik_nb.recipe.data import alike
 from quik_nb.recipe.equality import same
+from quik_nb.recipe.monitor import ranking
 from quik_nb.recipe.recipe import Optimizer, Recipe, Spec
 from quik_nb.training.optimizers import optimizer_keywords, trained_parameters
 from quik_nb.training.progress import OptimizerProgress, Progress
@@ -53,6 +54,7 @@ def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None)
     |-------------------------------------------|---------------------------------------------|------------------|
     | nothing; another view, name, folder       | nothing                                     |                  |
     | criterion or step                         | best loss, patience                         | "another loss"   |
+    | monitor                                   | patience; the best is that of all rows by it |                  |
     | optimizer's class, form or groups; freeze | optimizer's moments, schedule               |                  |
     | layers of the model, by hand              | optimizer's moments, schedule               |                  |
     | lr or other keywords of the optimizer     | schedule                                    |                  |
@@ -77,6 +79,9 @@ def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None)
         progress = carry_over(progress, state.trained_by, recipe, other_weights=loaded is not None)
 
     history = state.history.copy()
+    history.ranking = ranking(recipe)
+    if state.trained_by is not None and ranking(state.trained_by) != history.ranking:
+        progress = with_best(progress, history)
     if state.trained_by is not None and not same_loss(state.trained_by, recipe):
         history.record(Annotation(progress.epoch, "another loss", breaks_comparison=True))
     if loaded is not None and (state.progress.step > 0 or loaded != progress.epoch - 1):
@@ -88,6 +93,15 @@ def continue_from(state: TrainingState, recipe: Recipe, lr: float | None = None)
     return replace(
         state, history=history, progress=progress, trained_by=recipe, initial_weights=initial, loaded_epoch=None
     )
+
+
+def with_best(progress: Progress, history: History) -> Progress:
+    """The progress with the best of the rows so far, which another monitor ranks in another order."""
+    best = history.best
+    if best is None:
+        return progress.without_best()
+    score = history.ranking.score(best)
+    return replace(progress.without_best(), best=score, best_for_patience=score, best_epoch=best.epoch)
 
 
 def carry_over(progress: Progress, old: Recipe, new: Recipe, other_weights: bool = False) -> Progress:

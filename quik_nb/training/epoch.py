@@ -11,9 +11,9 @@ from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.forward import StepOutput
-from quik_nb.training.metrics import LossMeter, MetricSet, ValueMeans, detached, exact
+from quik_nb.training.metrics import LossMeter, MetricSet, ValueMeans
 from quik_nb.training.progress import Progress
-from quik_nb.training.world import World
+from quik_nb.training.world import World, exact
 
 GIVEN_UP = 20
 """Steps in a row whose loss is no number, after which scaled training has diverged."""
@@ -44,7 +44,7 @@ class EpochRecord:
 
         # the outputs before a stop are gone, and those of the rest tell too little
         on_train = recipe.metrics_on_train and self.first_step == 0
-        self.metrics = MetricSet(recipe.metrics if on_train else {}, world)
+        self.metrics = MetricSet(recipe, recipe.metrics if on_train else {}, world)
 
         self.seconds_before = 0.0 if progress is None else progress.seconds
         self.started = clock() - self.seconds_before
@@ -63,7 +63,7 @@ class EpochRecord:
         if output.values:
             self.values.add(output.values, batch.samples)
         if self.metrics.names and output.outputs is not None and batch.samples:
-            self.metrics.update(detached(output.outputs), output.target)
+            self.metrics.update(output.outputs, output.target, batch.samples)
 
     def add_loss(self, loss: torch.Tensor, batch: Batch, count: Any = None, reduction: str = "mean") -> None:
         """Count a loss towards the epoch's mean.

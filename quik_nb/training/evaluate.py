@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from quik_nb.training.data.batches import eval_batches
 from quik_nb.training.data.streams import StreamBatches
 from quik_nb.training.data.words import describe
 from quik_nb.training.forward import ForwardStep, StepContext, criterion_on, main_output, split_batch
-from quik_nb.training.metrics import MetricSet, ValueMeans, detached, exact, join
+from quik_nb.training.metrics import MetricSet, ValueMeans
+from quik_nb.training.outputs import Judged, Pieces, join, settled
 from quik_nb.training.precision import Autocast
 from quik_nb.training.train_mode import evaluating
-from quik_nb.training.world import World
+from quik_nb.training.world import World, exact
 from quik_nb.training.yielding import make_step
 
 
@@ -43,8 +45,12 @@ class Evaluation:
         self.world = world
         self.autocast = autocast
         self.context = StepContext("data", 0, 0, world)
-        self.metrics = MetricSet(recipe.metrics, world)
+        self.metrics = MetricSet(recipe, recipe.metrics, world)
+        self.pieces: Pieces | None = None
+        """takes outputs and targets where they are asked for"""
         self.values = ValueMeans()
+        self.samples = 0
+        """seen so far on this rank"""
         self.cut = False
         """set it to True to end the pass early: then no rank has a loss"""
         self.sum = torch.zeros((), dtype=exact(world.device), device=world.device)
@@ -67,12 +73,15 @@ class Evaluation:
         with self.autocast:
             output = self.step(self.model, batch, context)
 
+        self.samples += batch.samples
         count = batch.samples if output.count is None else output.count
         self.sum += output.loss.to(self.sum.dtype) * (1 if output.reduction == "sum" else count)
         self.count += count
         self.values.add(output.values, batch.samples)
         if self.metrics.names and output.outputs is not None:
-            self.metrics.update(output.outputs, output.target)
+            self.metrics.update(output.outputs, output.target, batch.samples)
+        if self.pieces is not None and output.outputs is not None:
+            self.pieces.add(settled(output.outputs), settled(output.target), batch.samples)
 
     def loss(self) -> float | None:
         """The mean loss over the samples of all ranks (all ranks participate); None if any of them was cut.
@@ -123,45 +132,92 @@ class Validation:
 
 def evaluate(recipe: Recipe, source: Source, device: torch.device, split: str = "data") -> dict[str, float]:
     """The mean loss and the metrics of a split in this process: `{"loss": ..., **metrics}`."""
-    with _evaluation(recipe, device) as evaluation:
-        evaluation.context = evaluation.context._replace(split=split)
-        for _ in evaluation.over(eval_batches(source, recipe, evaluation.world)):
-            pass
-        loss = evaluation.loss()
-        assert loss is not None  # nothing cuts it
+    with _evaluation(recipe, device, split) as evaluation:
+        loss = _walk(evaluation, source)
         return {"loss": loss, **evaluation.columns()}
 
 
+def judge(recipe: Recipe, source: Source, device: torch.device, split: str = "data") -> tuple[float, Judged]:
+    """The mean loss of a split in this process, and all outputs with what they are compared with."""
+    with _evaluation(replace(recipe, metrics={}), device, split) as evaluation:
+        evaluation.pieces = Pieces(evaluation.world, recipe.ignored_label)
+        return _walk(evaluation, source), evaluation.pieces.whole()
+
+
+def _walk(evaluation: Evaluation, source: Source) -> float:
+    for _ in evaluation.over(eval_batches(source, evaluation.recipe, evaluation.world)):
+        pass
+    loss = evaluation.loss()
+    assert loss is not None  # nothing cuts it
+    return loss
+
+
 @contextmanager
-def _evaluation(recipe: Recipe, device: torch.device) -> Iterator[Evaluation]:
+def _evaluation(recipe: Recipe, device: torch.device, split: str) -> Iterator[Evaluation]:
     with ExitStack() as stack:
         model, world, autocast = stack.enter_context(_on(recipe, device))
         step = make_step(recipe, stack.enter_context(criterion_on(recipe, device)))
         stack.enter_context(step.listening())
-        yield Evaluation(recipe, model, step, world, autocast)
+        evaluation = Evaluation(recipe, model, step, world, autocast)
+        evaluation.context = evaluation.context._replace(split=split)
+        yield evaluation
 
 
-def predict(recipe: Recipe, source: Source, device: torch.device) -> Any:
-    """The outputs for all samples of a source in order, on the CPU; a target in the batches is left aside."""
-    width, parts = batch_width(recipe.train), []
+def predict(recipe: Recipe, source: Source, device: torch.device, split: str = "data") -> Any:
+    """The outputs for all samples of a source in order, on the CPU, joined by sample.
+
+    Args:
+        recipe: with the model, and the step of the user's own, if there is one.
+        source: of the samples; a target in its batches is left aside.
+        device: where to.
+        split: what the source is called. For a split the outputs are those of the step, where it gives them; they are
+            the model's where it gives the loss alone, and for data of its own.
+    """
+    outputs = None
+    if split != "data" and recipe.step is not None and batch_width(source) == batch_width(recipe.train):
+        outputs = _outputs_of_step(recipe, source, device, split)
+    return _outputs_of_model(recipe, source, device) if outputs is None else outputs
+
+
+def _outputs_of_step(recipe: Recipe, source: Source, device: torch.device, split: str) -> Any:
+    """What the step gives beside the loss; None where it gives nothing."""
+    parts: list[Any] = []
+    samples: list[int] = []
+    with _evaluation(replace(recipe, metrics={}), device, split) as evaluation, evaluating(evaluation.model):
+        for batch in eval_batches(source, recipe, evaluation.world).epoch(recipe.settings.seed, 0):
+            with evaluation.autocast:
+                outputs = evaluation.step(evaluation.model, batch, evaluation.context).outputs
+            if outputs is None:
+                return None
+            parts.append(to_device(settled(outputs), torch.device("cpu")))
+            samples.append(batch.samples)
+    return join(parts, samples)
+
+
+def _outputs_of_model(recipe: Recipe, source: Source, device: torch.device) -> Any:
+    width = batch_width(recipe.train)
+    parts: list[Any] = []
+    samples: list[int] = []
     with _on(recipe, device) as (model, world, autocast), evaluating(model):
         for batch in eval_batches(source, recipe, world).epoch(recipe.settings.seed, 0):
             inputs = model_inputs(batch.data, width)
-            with autocast, note_predict_inputs(inputs):
+            with autocast, note_predict_inputs(inputs, recipe.step is not None):
                 outputs = main_output(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
-            parts.append(to_device(detached(outputs), torch.device("cpu")))
-    return join(parts)
+            parts.append(to_device(settled(outputs), torch.device("cpu")))
+            samples.append(batch.samples)
+    return join(parts, samples)
 
 
 @contextmanager
-def note_predict_inputs(inputs: Any) -> Iterator[None]:
+def note_predict_inputs(inputs: Any, has_step: bool) -> Iterator[None]:
     """Say of an error in a forward pass what the model was called with: a step of the user's own is not asked here."""
     try:
         yield
     except Exception as error:
+        step = " It calls the model alone; predict('valid') gives the outputs of your step." if has_step else ""
         error.add_note(
             f"quik_nb: predict called the model with {describe(inputs)}; where a batch holds more than it takes, "
-            f"pass the inputs alone, predict(x)."
+            f"pass the inputs alone, predict(x).{step}"
         )
         raise
 

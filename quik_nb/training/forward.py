@@ -340,9 +340,12 @@ class ForwardStep:
 
         if self.facts.reduction == "sum" and taken_for == "mean":
             self.tell("the loss is a sum", self._words_for_a_sum(answer))
-        elif answer.verdict == "unknown" and self._has_whole_batches(context.world.world_size):
-            pass  # of the user's own loader, each of which has the loss that they expect
-        elif parts and answer.words and answer.verdict in ("neither", "unknown"):
+            return
+
+        # whole batches of the user's own loader have each the loss that is expected
+        is_whole = self._has_whole_batches(context.world.world_size)
+        could_not_try = answer.verdict == "unknown" and answer.words and output.count is None and not is_whole
+        if parts and (answer.verdict == "neither" or could_not_try):
             self.tell("the loss in parts", self._words_for_parts(answer, parts))
 
     def _has_whole_batches(self, ranks: int) -> bool:
@@ -376,6 +379,16 @@ class ForwardStep:
             return Part(float(output.loss), samples if output.count is None else float(output.count))
 
         return loss_of
+
+    def twin(self) -> "ForwardStep":
+        """The same step with copies of what the user wrote, or with that itself where it cannot be copied."""
+        try:
+            twin = self._twin()
+        except Exception:  # of whatever a step refers to, such as an open file
+            twin = copy(self)
+        twin.facts = LossFacts()
+        twin.facts.asked = True
+        return twin
 
     def _twin(self) -> "ForwardStep":
         """The same step with copies of what the user wrote, and of all that this uses."""

@@ -20,18 +20,18 @@ What is not here: drawing, writing files, notebooks, and starting processes.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from quik_nb.errors import DivergenceError, RecipeError, StopTraining, WorkerError
+from quik_nb.errors import DivergenceError, RecipeError, StopTraining, WorkerError, suggest
 from quik_nb.events import Annotation, Emit, EpochEnd, Notice, Row, RunEnd, RunStart
-from quik_nb.history import score
 from quik_nb.recipe.data import SPLITS
 from quik_nb.recipe.description import described
+from quik_nb.recipe.monitor import known_columns, ranking
 from quik_nb.recipe.settings import Settings
 from quik_nb.training import rng
 from quik_nb.training.boundary import StepBoundary
@@ -39,9 +39,10 @@ from quik_nb.training.data.batch import Batch
 from quik_nb.training.data.batches import eval_batches, step_to_enter, train_batches
 from quik_nb.training.engine import Engine
 from quik_nb.training.epoch import EpochRecord, mean_loss
-from quik_nb.training.evaluate import Validation
+from quik_nb.training.evaluate import Evaluation, Validation
 from quik_nb.training.forward import StepContext, StepOutput
 from quik_nb.training.job import Checkpoint, Job
+from quik_nb.training.metric_trial import try_metrics
 from quik_nb.training.monitor import Monitor
 from quik_nb.training.parallel import Agreement
 from quik_nb.training.precision import Autocast
@@ -135,7 +136,7 @@ class Loop:
         step = step_to_enter(recipe, job.progress, world)
         self._position = Position(job.progress.epoch, step, rng_states=job.progress.rng_states)
         self._record = EpochRecord(recipe, world, boundary.clock, job.progress)
-        self._monitor = Monitor(recipe.settings, job.progress)
+        self._monitor = Monitor(recipe.settings, ranking(recipe), job.progress)
         self._agreement = Agreement(engine.model, world, boundary.clock)
         self.watch: StepWatch | None = None
         """on the optimizers of a loop of the user's own"""
@@ -502,7 +503,7 @@ class Loop:
         loss = mean_loss(total, count, position.epoch, self._job.has_own_loop)
         row = record.row(position.epoch, loss, columns, lr)
 
-        updater.end_epoch(position.epoch, score(row))
+        updater.end_epoch(position.epoch, self._monitor.ranking.value(row))
         self._tell()
         is_best = self._monitor.update(row)
         event = EpochEnd(row, is_best, record.data_wait, record.losses.take_steps(), updater.take_lrs())
@@ -510,10 +511,24 @@ class Loop:
 
         self._saves.save(self.snapshot(row))
         self._emit(event)
+        self._check_monitored(row)
 
     def _lrs(self) -> dict[str, float]:
         """The rates by column."""
         return self._engine.updater.lrs(() if self.watch is None else self.watch.stepped)
+
+    def _check_monitored(self, row: Row) -> None:
+        """Of a column that only shows now: a step or loop of the user's own may have given it, or not.
+
+        Raises:
+            RecipeError: the row has no such column.
+        """
+        name = self._monitor.ranking.name(row)
+        if not name:
+            return
+        columns = {"train_loss", *(["valid_loss"] if row.valid_loss is not None else []), *row.metrics}
+        if name not in columns:
+            raise unknown_column(name, columns)
 
     def _tell(self) -> None:
         """Tell what the steps of this epoch showed."""
@@ -587,8 +602,9 @@ class Loop:
     def run(self) -> None:
         """Run the job's loop to its end."""
         __tracebackhide__ = True
+        start = self._start()
         self._saves.begin(self.snapshot())
-        self._emit(self._start())
+        self._emit(start)
 
         try:
             self._job.loop(self)
@@ -619,10 +635,23 @@ class Loop:
             )
         self._record.losses.leave_step()
 
+    def _columns(self) -> tuple[str, ...]:
+        """Those that rows will have; a metric that fails, and a column that cannot come, end the run here."""
+        __tracebackhide__ = True
+        recipe = self._job.recipe
+        if self._job.has_own_loop:
+            return tuple(known_columns(recipe))
+
+        columns = try_metrics(recipe, self.model, self._validation.step, self.world, Evaluation)
+        monitor = recipe.settings.monitor
+        may_come = {*known_columns(recipe), *columns, "grad_norm"}
+        if recipe.check_metrics and self.world.is_logger and monitor is not None and monitor not in may_come:
+            raise unknown_column(monitor, may_come)
+        return columns
+
     def _start(self) -> RunStart:
         recipe, job = self._job.recipe, self._job
-        columns = ["train_loss", *(["valid_loss", *recipe.metrics] if recipe.valid is not None else [])]
-        columns += [f"train_{name}" for name in recipe.metrics if recipe.metrics_on_train and not job.has_own_loop]
+        columns = list(self._columns())
         columns += ["grad_norm"] if self.settings.clip_norm is not None else []
         parameters = described(recipe)
         if self._engine.parallel.reason:
@@ -675,6 +704,13 @@ class LoopMetrics:
             values: means over the samples of the batch, by the name of their column.
         """
         self._loop._record.values.add(values, self.current_batch.samples)
+
+
+def unknown_column(name: str, columns: Iterable[str]) -> RecipeError:
+    """The error of a column to monitor that is none."""
+    return RecipeError(
+        f"monitor={name!r} is no column of this training, so no epoch would ever be the best: {suggest(name, columns)}"
+    )
 
 
 def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:

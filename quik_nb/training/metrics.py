@@ -10,11 +10,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quik_nb.errors import RecipeError
-from quik_nb.training.data.batch import to_device
-from quik_nb.training.pytree import rebuild_like, tree_map
+from quik_nb.recipe.recipe import Recipe
+from quik_nb.training.named_metrics import NamedMetric
+from quik_nb.training.outputs import Pieces, settled
 from quik_nb.training.world import World
 
 BETA = 0.98
@@ -146,62 +146,87 @@ class ValueMeans:
         return {name: total / count for name, (total, count) in totals.items() if count}
 
 
-def exact(device: torch.device) -> torch.dtype:
-    """The dtype of long sums on this device: float64, which Apple's GPUs lack."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 class MetricSet:
-    """The metrics of one pass over a split: functions see all outputs at once, torchmetrics are updated per batch."""
+    """The metrics of one pass over a split.
 
-    def __init__(self, metrics: Mapping[str, Any], world: World) -> None:
-        self.world = world
+    Functions see all outputs at once; torchmetrics are updated batch by batch, and so are metrics by name.
+
+    Args:
+        recipe: with the criterion, by which metrics by name know what they count.
+        metrics: by the name of their column.
+        world: this rank among the others.
+    """
+
+    def __init__(self, recipe: Recipe, metrics: Mapping[str, Any], world: World) -> None:
         self.functions: dict[str, Callable[..., Any]] = {}
         self.states: dict[str, Any] = {}
+        criterion = recipe.make_criterion() if any(isinstance(metric, str) for metric in metrics.values()) else None
         for name, metric in metrics.items():
-            if hasattr(metric, "update") and hasattr(metric, "compute"):
+            if isinstance(metric, str):
+                self.states[name] = NamedMetric(metric, criterion, world)
+            elif hasattr(metric, "update") and hasattr(metric, "compute"):
                 self.states[name] = deepcopy(metric).to(world.device)
                 self.states[name].reset()
             else:
                 self.functions[name] = metric
         self.names = list(metrics)
-        self.outputs: list[Any] = []
-        self.targets: list[Any] = []
+        self.columns: tuple[str, ...] = ()
+        """of the values that were computed last"""
+        self.pieces = Pieces(world, recipe.ignored_label)
         self.seen = False
         """whether there was a batch to measure"""
 
-    def update(self, outputs: Any, targets: Any) -> None:
+    def update(self, outputs: Any, targets: Any, samples: int) -> None:
         """Take the outputs and targets of a batch."""
         self.seen = True
+        outputs, targets = settled(outputs), settled(targets)
         for name, metric in self.states.items():
             with note_metric_name(name):
-                metric.update(outputs, targets)
+                metric.update(outputs, targets_for(metric, outputs, targets))
         if self.functions:
-            self.outputs.append(outputs)
-            self.targets.append(targets)
+            self.pieces.add(outputs, targets, samples)
 
     def compute(self) -> dict[str, float]:
-        """The values by name, over all ranks (all ranks participate)."""
-        values = {}
+        """The values by the name of their column, over all ranks (all ranks participate)."""
+        values: dict[str, Any] = {}
         for name, metric in self.states.items():
             with note_metric_name(name):
-                values[name] = float(metric.compute())
+                values[name] = columns_of(name, metric.compute())
         if self.functions:
-            outputs, targets = self._whole(self.outputs), self._whole(self.targets)
+            outputs, targets = self.pieces.whole()
             for name, function in self.functions.items():
                 with note_metric_name(name):
-                    values[name] = float(function(outputs, targets))
-        return {name: values[name] for name in self.names}
+                    values[name] = columns_of(name, function(outputs, targets))
+        found = {column: value for name in self.names for column, value in values[name].items()}
+        self.columns = tuple(found)
+        return found
 
-    def _whole(self, parts: list[Any]) -> Any:
-        """The batches of all ranks joined on this rank; order follows the ranks, equally for outputs and targets."""
-        own = join(parts) if parts else None
-        gathered = [part for part in self.world.gather(to_device(own, torch.device("cpu"))) if part is not None]
-        if not gathered:
-            raise RecipeError(
-                "There are no outputs to judge: have the step return (loss, outputs), not the loss alone."
-            )
-        return to_device(gathered[0] if len(gathered) == 1 else join(gathered), self.world.device)
+
+def columns_of(name: str, value: Any) -> dict[str, float]:
+    """What a metric gave, as one column or as several: NAME_key of a mapping, NAME_0 and so on of several numbers.
+
+    >>> columns_of("f1", {"cat": 0.5, "dog": torch.tensor([0.1])}), columns_of("size", torch.tensor([1.0, 2.0]))
+    ({'f1_cat': 0.5, 'f1_dog': 0.10000000149011612}, {'size_0': 1.0, 'size_1': 2.0})
+    """
+    if isinstance(value, Mapping):
+        several = [columns_of(f"{name}_{key}", inner) for key, inner in value.items()]
+    elif isinstance(value, Tensor) and value.numel() > 1:
+        several = [{f"{name}_{i}": number} for i, number in enumerate(value.flatten().tolist())]
+    elif isinstance(value, tuple | list):
+        several = [columns_of(f"{name}_{i}", inner) for i, inner in enumerate(value)]
+    else:
+        return {name: float(value)}
+    return {column: number for each in several for column, number in each.items()}
+
+
+def targets_for(metric: Any, outputs: Any, targets: Any) -> Any:
+    """Targets in the form that a metric takes: those of classification want whole numbers, BCE losses want floats."""
+    members = [metric, *(metric.values() if isinstance(metric, nn.ModuleDict) else ())]
+    classifies = all("classification" in type(member).__module__ for member in members[-1:])
+    if not classifies or not isinstance(targets, Tensor) or not targets.is_floating_point():
+        return targets
+    are_answers = isinstance(outputs, Tensor) and outputs.shape == targets.shape
+    return targets.long() if are_answers and ((targets == 0) | (targets == 1)).all() else targets
 
 
 @contextmanager
@@ -210,29 +235,5 @@ def note_metric_name(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"quik_nb: this was the metric {name!r}, which is to give one number; what was trained is kept.")
+        error.add_note(f"quik_nb: this was the metric {name!r}; what was trained is kept.")
         raise
-
-
-def join(parts: list[Any]) -> Any:
-    """Batches one after the other: tensors are concatenated, dicts and tuples element by element.
-
-    >>> join([{"a": torch.zeros(2)}, {"a": torch.ones(1)}])
-    {'a': tensor([0., 0., 1.])}
-    """
-    first = parts[0]
-    match first:
-        case Tensor():
-            return torch.cat([p if p.ndim else p[None] for p in parts])
-        case dict():
-            return {key: join([part[key] for part in parts]) for key in first}
-        case list() if not any(isinstance(value, Tensor | dict | tuple | list) for value in first):
-            return [value for part in parts for value in part]  # of plain things, such as words
-        case tuple() | list():
-            return rebuild_like(first, (join(list(values)) for values in zip(*parts, strict=True)))
-    return first
-
-
-def detached(value: Any) -> Any:
-    """Outputs without the graph behind them."""
-    return tree_map(lambda inner: inner.detach() if isinstance(inner, Tensor) else inner, value)

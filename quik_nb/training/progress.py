@@ -48,7 +48,9 @@ class Progress:
     step: int = 0
     """optimizer steps done in the unfinished epoch after those"""
     best: float = float("inf")
-    """lowest score (valid_loss, else train_loss) of an epoch so far"""
+    """lowest score of an epoch so far, by what is monitored"""
+    best_epoch: int | None = None
+    """the epoch with that score; None before the first"""
     best_for_patience: float = float("inf")
     """the latest score that improved by at least `min_delta`, the reference of early stopping"""
     loss_sum: float = 0.0
@@ -83,8 +85,8 @@ class Progress:
         return replace(self, optimizers={name: each.without_schedule() for name, each in self.optimizers.items()})
 
     def without_best(self) -> "Progress":
-        """A copy whose best loss and patience start again."""
-        return replace(self, best=math.inf, best_for_patience=math.inf, epochs_without_improvement=0)
+        """A copy whose best score and patience start again."""
+        return replace(self, best=math.inf, best_epoch=None, best_for_patience=math.inf, epochs_without_improvement=0)
 
     def at_epoch(self) -> "Progress":
         """A copy without the steps of the unfinished epoch."""

@@ -13,13 +13,14 @@ What is not here: whether a changed recipe starts a new schedule at all (`carry_
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import optim
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from quik_nb.errors import RecipeError
+from quik_nb.recipe.monitor import ranking
 from quik_nb.recipe.recipe import Recipe, Scheduler
 from quik_nb.training.progress import OptimizerProgress, Progress
 
@@ -93,7 +94,7 @@ class Schedule:
     ) -> None:
         saved = progress.optimizers.get(name, OptimizerProgress())
         self.name = name
-        self.spec = recipe.scheduler_of(name)
+        self.spec = with_mode(recipe.scheduler_of(name), ranking(recipe).mode)
         self.optimizer = optimizer
         self.span = Span.of(saved, (progress.epoch, progress.step), self.spec, last, recipe.settings.epochs)
         self.steps = 0 if self.span.fresh else saved.steps
@@ -308,6 +309,13 @@ class StepArguments:
             metric=next((name for name in ("metric", "metrics") if name in parameters), ""),
             steps=hasattr(scheduler, "step_update"),
         )
+
+
+def with_mode(spec: Scheduler | None, mode: str) -> Scheduler | None:
+    """A scheduler that watches a column, in the direction in which that gets better."""
+    if spec is None or not spec.watches_loss or mode == "min" or "mode" in spec.keywords:
+        return spec
+    return replace(spec, keywords={**spec.keywords, "mode": mode})
 
 
 def make_scheduler(

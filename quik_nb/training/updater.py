@@ -15,12 +15,11 @@ from quik_nb.recipe.recipe import Recipe
 from quik_nb.training.clipping import clip_norm, clip_value
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.ema import AveragedWeights
-from quik_nb.training.metrics import exact
 from quik_nb.training.optimizers import make_optimizers, trained_parameters
 from quik_nb.training.progress import Progress
 from quik_nb.training.registered import Registered
 from quik_nb.training.schedule import Schedule
-from quik_nb.training.world import World
+from quik_nb.training.world import World, exact
 
 
 class GradientWeights:

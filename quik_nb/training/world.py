@@ -74,6 +74,11 @@ class World:
         return start, start + size + (self.rank < extra)
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """The dtype of long sums on this device: float64, which Apple's GPUs lack."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def join(rank: int, world_size: int, device: str, backend: str, rendezvous_file: Path, timeout: float) -> World:
     """Join the process group of this machine's ranks by a file (all ranks participate).
 

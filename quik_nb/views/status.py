@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from quik_nb.events import EpochEnd, Event, PauseChanged, Row, RunEnd, RunFailed, RunStart, StepEnd
-from quik_nb.history import History, score
+from quik_nb.history import History
 from quik_nb.views.format import (
     clock_time,
     duration,
@@ -249,8 +249,8 @@ class RunStatus:
         best = self._history.best
         if best is None:
             return ""
-        name = "train_loss" if best.valid_loss is None else "valid_loss"
-        return f"best {name} {number(score(best))} in epoch {best.epoch}"
+        ranking = self._history.ranking
+        return f"best {ranking.name(best)} {number(ranking.value(best))} in epoch {best.epoch}"
 
     def _ending(self) -> str:
         match self.end:

@@ -11,7 +11,7 @@ from sklearn import metrics
 from torch import nn, optim
 
 from quik_nb import QuikSession, RecipeError
-from quik_nb.analysis.report import flat_classes
+from quik_nb.training.named_metrics import as_classes
 
 NAMES = ["low", "middle", "high"]
 
@@ -91,9 +91,9 @@ def test_sequences() -> None:
     scores = nn.functional.one_hot(target.clamp(min=0), 4).double()  # (samples, tokens, classes)
 
     for outputs in (scores, scores.transpose(1, 2)):
-        predicted, true, count = flat_classes(outputs, target)
-        assert ([0, 1, 2, 2, 1], 4) == (true.tolist(), count)
-        assert true.tolist() == predicted.tolist()
+        answers = as_classes(outputs, target)
+        assert ([0, 1, 2, 2, 1], 4) == (answers.true.tolist(), answers.scores.shape[1])
+        assert answers.true.tolist() == answers.scores.argmax(1).tolist()
 
 
 def test_it_shows() -> None:
