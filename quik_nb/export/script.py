@@ -377,7 +377,7 @@ class Script:
 
 
 def schedule_kind(schedule: Scheduler) -> str:
-    """What a scheduler is stepped with: "batch", "epoch", "loss", or "timm" for one that is handed the epoch."""
+    """When a scheduler is stepped: per "batch" or "epoch", with the "loss", or as "timm" does, with the epoch."""
     takes = StepArguments.of(schedule.target)
     if takes.epoch:
         return "timm"

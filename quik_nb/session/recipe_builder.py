@@ -276,14 +276,14 @@ def _check_against_parts(recipe: Recipe, changes: Mapping[str, Any]) -> None:
         )
     if "num_workers" in changes and getattr(recipe.train, "own_loader", False):
         raise RecipeError(
-            f"num_workers={changes['num_workers']!r} was asked for, and the DataLoader of train keeps its own number: "
+            f"num_workers={changes['num_workers']!r} was asked for, and the DataLoader of train has its own setting: "
             f"pass the dataset itself to add_data, or DataLoader(..., num_workers={changes['num_workers']!r})."
         )
     own = [name for name, spec in recipe.optimizers.items() if "lr" in spec.keywords]
     if changes.get("lr") is not None and own and len(recipe.optimizers) > 1:
         raise RecipeError(
             f"lr={changes['lr']!r} was asked for, and {', '.join(map(repr, own))} of {len(recipe.optimizers)} "
-            f"optimizers has a rate of its own, to which it would be unclear how this one stands: use "
+            f"optimizers has a rate of its own, so it is unclear which of them to change: use "
             f"set_optimizer(..., name={own[0]!r}, lr=...)."
         )
     if changes.get("lr") is not None and recipe.scheduler is not None and recipe.scheduler.takes("max_lr"):

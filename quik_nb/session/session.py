@@ -137,9 +137,10 @@ class QuikSession:
             inputs: columns of a DataFrame that are separate inputs of the model, one tensor each:
                 `["user", "item", ["age", "income"]]`, where a list of columns is one input, or a dict of these, whose
                 keys are the model's keywords. Columns of whole numbers become int64. None for all columns as one input.
-            stratify: whether shares such as `valid=0.2` have each class in the same proportion as the whole.
+            stratify: whether fractions such as `valid=0.2` preserve the proportions of the classes.
             collate_fn: makes a batch from a list of samples, for datasets; a `DataLoader` has its own.
-            sharded: whether a stream yields each process's own share by itself; None to see by its first batches.
+            sharded: whether a stream already yields different samples on each process; None to find out from its first
+                batches.
 
         Raises:
             RecipeError: the data cannot be used; the message says what to pass instead.

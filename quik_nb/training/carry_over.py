@@ -116,10 +116,10 @@ def carry_over(progress: Progress, old: Recipe, new: Recipe, other_weights: bool
     if not same_loss(old, new):
         progress = progress.without_best()
 
-    # the moments belong to certain parameters, which may also have been put in or switched off by hand
+    # the moments belong to certain parameters; the user may have replaced layers or changed requires_grad
     trained = {} if new.model is None else trained_parameters(new)
-    going_on = {name: each for name, each in progress.optimizers.items() if name in new.optimizers}
-    carried = {name: _carried(name, each, trained.get(name), old, new) for name, each in going_on.items()}
+    remaining = {name: each for name, each in progress.optimizers.items() if name in new.optimizers}
+    carried = {name: _carried(name, each, trained.get(name), old, new) for name, each in remaining.items()}
     progress = replace(progress, optimizers=carried)
 
     # an unfinished epoch cannot be completed with other batches
@@ -131,14 +131,14 @@ def carry_over(progress: Progress, old: Recipe, new: Recipe, other_weights: bool
 
 
 def _carried(name: str, each: OptimizerProgress, trained: Any, old: Recipe, new: Recipe) -> OptimizerProgress:
-    """What of one optimizer's progress still holds under a changed recipe.
+    """The progress of one optimizer that a run with a changed recipe starts from.
 
     Args:
         name: of the optimizer.
         each: its progress.
         trained: names and shapes of the parameters that it trains now.
-        old: the recipe it was trained by.
-        new: the recipe to train on by.
+        old: the recipe of the last run.
+        new: the recipe of the next run.
     """
     before, now = old.optimizers.get(name), new.optimizers[name]
     if each.parameters not in (None, trained) or not same(_parameters(before, old), _parameters(now, new)):
@@ -149,7 +149,7 @@ def _carried(name: str, each: OptimizerProgress, trained: Any, old: Recipe, new:
 
 
 def _on_other_batches(name: str, each: OptimizerProgress, recipe: Recipe) -> OptimizerProgress:
-    """A schedule by batches starts again where the batches are others."""
+    """The progress of one optimizer after a change of batches: a schedule by batches starts again."""
     scheduler = recipe.scheduler_of(name)
     return each.without_schedule() if scheduler is not None and scheduler.per_batch else each
 

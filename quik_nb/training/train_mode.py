@@ -25,16 +25,16 @@ def preserve_training_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A module on a device for a while; each of its tensors goes back where it was, also where they were on several."""
-    homes = [(tensor, tensor.device) for tensor in (*module.parameters(), *module.buffers())]
+    """Move a module to a device, and each of its tensors back to its original device afterwards."""
+    devices = [(tensor, tensor.device) for tensor in (*module.parameters(), *module.buffers())]
     module.to(device)
     try:
         yield
     finally:
-        for tensor, home in homes:
-            tensor.data = tensor.data.to(home)
+        for tensor, original in devices:
+            tensor.data = tensor.data.to(original)
             if tensor.grad is not None:
-                tensor.grad = tensor.grad.to(home)
+                tensor.grad = tensor.grad.to(original)
 
 
 @contextmanager
