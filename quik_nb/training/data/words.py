@@ -44,6 +44,15 @@ def advice(error: Exception, batch: Any) -> str:
         )
     if any(phrase in words for phrase in OTHER_DTYPE):
         return _of_dtypes(batch, words)
+    if "does not require grad" in words and not torch.is_grad_enabled():
+        return (
+            " Validation and predictions run without gradients: where the model or step takes some itself, do it "
+            "within `with torch.enable_grad():`."
+        )
+    if "elements of input should be between 0 and 1" in words:
+        return " BCELoss takes probabilities: use nn.BCEWithLogitsLoss for a model that ends without a sigmoid."
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return " The GPU has no memory left for it: use a smaller batch_size, or accumulate=4 for the same numbers."
     if "out of bounds" in words and "target" in words:
         return _of_classes(batch)
     if isinstance(error, TypeError) and "positional argument" in words:
