@@ -21,14 +21,14 @@ from quik_nb.views.static_record import record, stand_in
 from quik_nb.views.status import RunStatus
 
 TABLE, CURVE, BAR, SAVED = "table", "curve", "bar", "saved"
-BUDGET_SHARES = {TABLE: 0.60, CURVE: 0.19, BAR: 0.09, SAVED: 0.12}
+BUDGET_SHARES = {TABLE: 0.56, CURVE: 0.22, BAR: 0.09, SAVED: 0.13}
 """What each may spend of the time for drawing: a row for every epoch matters more than a smooth curve."""
 SAVED_SECONDS = 3.0
 """Before the first and between two updates of what a saved notebook holds, which saves itself every two minutes."""
 REDRAWS: dict[type, dict[str, float]] = {
-    # a step may spend half of the curve's account, so that enough is left when the epoch ends
+    # a step may spend a third of the curve's account, so that enough is left when the epoch ends
     RunStart: {BAR: 1.0, TABLE: 1.0, CURVE: 1.0},
-    StepEnd: {BAR: 1.0, CURVE: 0.5},
+    StepEnd: {BAR: 1.0, CURVE: 0.35},
     EpochEnd: {TABLE: 1.0, CURVE: 1.0, SAVED: 1.0},
     Annotation: {CURVE: 1.0},
 }
