@@ -45,6 +45,7 @@ REDUCTION = "mean"  # or "sum": how the criterion reduces the losses of a batch
 WEIGHTED = False  # whether labels have weights, or are ignored
 LABEL = "labels"  # the key of the target in a dict batch
 STEP: Callable[..., Any] | None = None  # (model, criterion, batch) -> loss or (loss, outputs); None for the one below
+STEP_OUTPUT = False  # whether it gives a StepOutput, whose first two are loss and outputs
 METRICS: dict[str, Callable[[Any, Any], Any]] = {}  # functions of (outputs, targets) over all of validation
 
 SHUFFLE = True
@@ -56,6 +57,7 @@ DATE = "20210101"  # in file names
 DATA = Path("data")
 FIRST_WEIGHTS: Path | None = None  # initial weights
 FROZEN: list[str] = []  # parameters that are not trained
+IN_EVAL_MODE: list[str] = []  # parts that stay in evaluation mode while the model trains
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=PRECISION != "fp32")
@@ -168,6 +170,9 @@ def compute(model: Any, criterion: Any, batch: Any) -> tuple[Any, Any]:
         for name, yielded in STEP(model, criterion, batch):
             losses.setdefault(name, []).append(yielded)
         loss, outputs = sum(sum(each) / len(each) for each in losses.values()), None
+    elif STEP is not None and STEP_OUTPUT:
+        result = STEP(model, criterion, batch)
+        loss, outputs, *_ = result
     elif STEP is not None:
         result = STEP(model, criterion, batch)
         loss, outputs = result if isinstance(result, tuple) else (result, None)
@@ -273,6 +278,9 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
         seed = epoch_seed(epoch)
         seed_all(seed)
         model.train()
+        if IN_EVAL_MODE:
+            for name in IN_EVAL_MODE:
+                model.get_submodule(name).eval()
         total, counted = 0.0, 0.0
 
         if isinstance(train, tuple | dict):
@@ -351,8 +359,8 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
 
                 # Clipping needs unscaled gradients.
                 if scaler is not None and (CLIP_VALUE is not None or CLIP_NORM is not None):
-                    for each in optimizers.values():
-                        scaler.unscale_(each)
+                    for opt in optimizers.values():
+                        scaler.unscale_(opt)
                 if CLIP_VALUE is not None:
                     nn.utils.clip_grad_value_(model.parameters(), CLIP_VALUE)
                 if CLIP_NORM is not None:
@@ -360,14 +368,14 @@ def main() -> tuple[nn.Module, list[dict[str, float]]]:  # noqa: C901  in one pi
 
                 if scaler is not None:
                     # A step whose scaled gradients overflowed is skipped, and the scale is reduced.
-                    for each in optimizers.values():
-                        scaler.step(each)
+                    for opt in optimizers.values():
+                        scaler.step(opt)
                     scaler.update()
                 else:
-                    for each in optimizers.values():
-                        each.step()
-                for each in optimizers.values():
-                    each.zero_grad()
+                    for opt in optimizers.values():
+                        opt.step()
+                for opt in optimizers.values():
+                    opt.zero_grad()
 
             if average is not None:
                 average.update_parameters(model)

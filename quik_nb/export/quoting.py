@@ -303,7 +303,7 @@ def outer_names(code: CodeType) -> dict[str, None]:
 
 def installed(module: str | None) -> bool:
     """Whether a module belongs to Python or an installed package, so that a script can import it."""
-    if module in (None, "__main__"):
+    if module in (None, "__main__") or str(module).split(".")[0] == "quik_nb":  # which the script is to do without
         return False
     file = getattr(sys.modules.get(str(module)), "__file__", None)
     if file is None:

@@ -9,7 +9,7 @@ What is not here: how objects become source code (`quoting.py`), and how branche
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from json import dumps
 from pathlib import Path
@@ -27,10 +27,11 @@ from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source
 from quik_nb.recipe.patterns import fits
 from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Scheduler, Spec, needs_closure
 from quik_nb.storage.files import Files, write
-from quik_nb.training.forward import WeightedMean
+from quik_nb.training.forward import WeightedMean, arguments_by_name
 from quik_nb.training.optimizers import optimizer_keywords, parameter_groups
 from quik_nb.training.rng import preserved
 from quik_nb.training.schedule import StepArguments
+from quik_nb.training.train_mode import eval_parts
 
 SCRIPT = "train.py"
 
@@ -214,6 +215,8 @@ class Script:
 
         frozen = self._frozen(model)
         self.facts["FROZEN"], self.parts["FROZEN"] = frozen, in_quotes(frozen)
+        evaluated = eval_parts(model, self.recipe.settings.eval_modules)
+        self.facts["IN_EVAL_MODE"], self.parts["IN_EVAL_MODE"] = evaluated, in_quotes(evaluated)
 
     def _frozen(self, model: nn.Module) -> list[str]:
         pattern = self.recipe.settings.freeze
@@ -237,7 +240,8 @@ class Script:
             self.notes.append(f"monitor={recipe.settings.monitor!r}, in whose place the loss is watched")
         self._substitute("MONITOR", '"valid_loss"' if recipe.valid is not None else '"train_loss"')
         if recipe.step is not None:
-            self._substitute("STEP", self.quote.reference(recipe.step))
+            self._substitute("STEP", self.quote.value(recipe.step, "the step"))
+        self._report_what_a_step_has()
 
         keys = self._keys()
         if keys is not None:
@@ -248,6 +252,20 @@ class Script:
         self._substitute("LABEL", in_quotes(next((key for key in LABEL_KEYS if key in (keys or ())), "labels")))
         if keys is not None and len(forms) == 1 and all(isinstance(s, Tensors) for s in self.sources.values()):
             self.inlined[r"count_samples\((\w+)\)"] = rf"len(\1[{in_quotes(keys[0]) if keys else 0}])"
+
+    def _report_what_a_step_has(self) -> None:
+        """What the step of a session is given and may give, and that of the script is not and may not."""
+        self.facts["STEP_OUTPUT"] = "StepOutput" in self.quote.definitions
+        if names := arguments_by_name(self.recipe.step):
+            self.quote.gaps.append(f"the step has parameters {', '.join(names)}, so pass them where it is called")
+        if not self.facts["STEP_OUTPUT"]:
+            return
+
+        given = keywords_given("StepOutput", self.quote.definitions.values())
+        if "values" in given:
+            self.notes.append("the columns of StepOutput(values=...)")
+        if given & {"count", "reduction"}:
+            self.notes.append("StepOutput(count=..., reduction=...), so that each loss counts as a mean over samples")
 
     def _keys(self) -> tuple[str, ...] | None:
         """The keys of a dict batch; empty for other batches; None for a stream, which would have to be read."""
@@ -310,7 +328,7 @@ class Script:
 
         if len(made) == 1 and not recipe.yields:
             self.parts |= {"optimizer": next(iter(made.values())), "optimizers": None}
-            self._substitute("each", "optimizer")
+            self._substitute("opt", "optimizer")
             self._substitute("plan", "scheduler")
         else:
             lines = "".join(f"    {in_quotes(key)}: {text},\n" for key, text in made.items())
@@ -393,6 +411,17 @@ def in_quotes(value: str | list[str]) -> str:
     '["0.weight", "1.weight"]'
     """
     return dumps(value, ensure_ascii=False)
+
+
+def keywords_given(name: str, sources: Iterable[str]) -> set[str]:
+    """The keywords with which a class or function is called in pieces of source code.
+
+    >>> sorted(keywords_given("f", ["def g(x):\\n    return f(x, one=1, two=h(three=3))"]))
+    ['one', 'two']
+    """
+    nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name]
+    return {keyword.arg for call in calls for keyword in call.keywords if keyword.arg is not None}
 
 
 def split_imports(program: str) -> tuple[set[str], str]:

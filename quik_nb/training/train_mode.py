@@ -58,10 +58,19 @@ def begin_training_mode(model: nn.Module, eval_modules: str | None) -> None:
     [False, True]
     """
     model.train()
-    if eval_modules is not None:
-        for name, module in model.named_modules():
-            if name and fits(name, eval_modules):
-                module.eval()
+    for name in eval_parts(model, eval_modules):
+        model.get_submodule(name).eval()
+
+
+def eval_parts(model: nn.Module, eval_modules: str | None) -> list[str]:
+    """The names of the parts that stay in evaluation, without those within another one.
+
+    >>> eval_parts(nn.Sequential(nn.Sequential(nn.Dropout()), nn.Linear(1, 1)), "0")
+    ['0']
+    """
+    if eval_modules is None:
+        return []
+    return outermost([name for name, _ in model.named_modules() if name and fits(name, eval_modules)])
 
 
 def tell_modes(model: nn.Module, eval_modules: str | None, tell: Tell) -> None:

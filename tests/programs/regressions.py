@@ -341,11 +341,14 @@ def gan_by_hand() -> Columns:
     }
     for batches in epochs():
         for rows in batches:
+            total = 0.0
             for name, loss in gan_losses(model, noise[rows], real[rows]):
                 model.zero_grad()
                 loss.backward()
                 optimizers[name].step()
                 means.add(len(rows), **{f"{name}_loss": loss})
+                total += loss.item()
+            means.add(len(rows), train_loss=total)
         means.end_epoch()
     return means.columns
 
@@ -392,20 +395,17 @@ def critic_by_hand() -> Columns:
 
 
 PROGRAMS = {
-    "waves by LBFGS": Program(waves, waves_by_hand, ways=("one rank", "two ranks"), script=False),
+    "waves by LBFGS": Program(waves, waves_by_hand, ways=("one rank", "two ranks")),
     "quantiles of a table": Program(quantiles, quantiles_by_hand, dtype=torch.float64),
     "distillation": Program(distillation, distillation_by_hand, script=False),
-    "adapters, base frozen by hand": Program(lambda **settings: lora(False, **settings), lora_by_hand, script=False),
-    "adapters, base frozen by a setting": Program(
-        lambda **settings: lora(True, **settings), lora_by_hand, script=False
-    ),
+    "adapters, base frozen by hand": Program(lambda **settings: lora(False, **settings), lora_by_hand),
+    "adapters, base frozen by a setting": Program(lambda **settings: lora(True, **settings), lora_by_hand),
     "ratings": Program(ratings, ratings_by_hand),
     "adversaries": Program(
         gan,
         gan_by_hand,
         ways=("one rank", "two ranks"),
         refused={"accumulate": "accumulate=2 was asked for, and this step yields losses"},
-        script=False,
     ),
     "critic with a penalty, in a loop": Program(critic_session, critic_by_hand, script=False, loop=critic_loop),
 }

@@ -96,6 +96,22 @@ def test_what_is_refused(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("distillation", "the step is a Distill, which has no short form"),
+        ("language model with a state", "the step has parameters step, so pass them where it is called"),
+        ("detection", "Not in this script: the columns of StepOutput"),
+        ("translation that says its count", "so that each loss counts as a mean over samples"),
+    ],
+)
+def test_what_a_script_lacks(name: str, words: str) -> None:
+    """It says at its top what its author must fill in, and what it does not do."""
+    top = PROGRAMS[name].session().as_code().partition("\nimport ")[0]
+
+    assert words in top
+
+
+@pytest.mark.parametrize(
     ("name", "way"),
     [
         (name, way)

@@ -370,10 +370,10 @@ PROGRAMS = {
     "segmentation": Program(segmentation, segmentation_by_hand, script=False),
     "detection": Program(detection, detection_by_hand, script=False),
     "variational autoencoder": Program(
-        lambda **settings: vae(False, **settings), lambda: vae_by_hand(False), ways=ONE_RANK, script=False
+        lambda **settings: vae(False, **settings), lambda: vae_by_hand(False), ways=ONE_RANK
     ),
     "variational autoencoder with noise in the data": Program(
-        lambda **settings: vae(True, **settings), lambda: vae_by_hand(True), script=False
+        lambda **settings: vae(True, **settings), lambda: vae_by_hand(True)
     ),
     "siamese": Program(siamese, siamese_by_hand),
     "contrastive": Program(
