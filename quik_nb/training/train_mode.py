@@ -85,7 +85,7 @@ def tell_modes(model: nn.Module, eval_modules: str | None, tell: Tell) -> None:
     if eval_modules is not None:
         named = {name: module for name, module in named.items() if not fits(name, eval_modules)}
 
-    in_eval_mode = outermost([name for name, module in named.items() if not module.training])
+    in_eval_mode = outermost([name for name, module in named.items() if not module.training and mode_matters(module)])
     if model.training and in_eval_mode:
         names = ", ".join(in_eval_mode)
         tell(
@@ -104,6 +104,12 @@ def tell_modes(model: nn.Module, eval_modules: str | None, tell: Tell) -> None:
             f"change although its weights do not: pass eval_modules={names!r} to leave it in evaluation mode, as is "
             f"usual for feature extractors.",
         )
+
+
+def mode_matters(module: nn.Module) -> bool:
+    """Whether training mode may change what a module computes: torch's own layers say, a class of the user's may."""
+    custom = any(not type(part).__module__.startswith("torch.") for part in module.modules())
+    return custom or depends_on_mode(module)
 
 
 def is_frozen(module: nn.Module) -> bool:

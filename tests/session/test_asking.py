@@ -43,7 +43,7 @@ def test_a_split_is_predicted_by_its_name() -> None:
     assert torch.equal(session.predict(x), session.predict("valid"))
     with pytest.raises(RecipeError, match="did you mean 'valid'"):
         session.predict("vaild")
-    with pytest.raises(RecipeError, match=r"no split 'test' yet: add_data\(train=..., test=...\)"):
+    with pytest.raises(RecipeError, match=r"no split 'test' yet: use add_data\(train=..., test=...\)"):
         session.evaluate("test")
 
 

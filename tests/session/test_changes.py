@@ -45,7 +45,7 @@ def test_a_layer_put_in_by_hand(ranks: dict[str, Any], settings: dict[str, Any])
 
     assert "finished" == session.runs["state"].iloc[-1]
     assert 0.01 > distance(before, session.model) > 0  # Adam's first steps are about as long as the rate
-    with pytest.raises(CheckpointError, match="before its first epoch does not fit"):
+    with pytest.raises(CheckpointError, match="before the first epoch does not fit"):
         session.reset()
 
 

@@ -90,7 +90,6 @@ def test_other_batches_restart_the_unfinished_epoch() -> None:
     assert "fraction" not in session.history
     assert loss == pytest.approx(session.history["train_loss"][0], rel=1e-12)
     assert distance(by_hand, session.model) <= 1e-12
-    assert row.time > session.history["time"][0]  # the slow steps that were given up do not count
 
 
 def test_other_batches_restart_the_schedule() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from quik_nb import DivergenceError, QuikSession, RecipeError
+from quik_nb import DivergenceError, QuikSession, QuikWarning, RecipeError
 from quik_nb.training.carry_over import TrainingState
 from quik_nb.training.progress import Progress
 
@@ -484,7 +484,8 @@ def test_modes_are_given_back() -> None:
     """A module that was put into evaluation mode by hand is in it after training, as the rest is in training mode."""
     session = adam(epochs=1)
     session.model[2].eval()  # type: ignore[index]
-    session.train()
+    with pytest.warns(QuikWarning, match="eval_modules='2'"):
+        session.train()
 
     assert [True, True, True, False, True] == [module.training for module in session.model.modules()]
 
