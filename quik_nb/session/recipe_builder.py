@@ -157,10 +157,10 @@ def with_scheduler(
 
 def with_metrics(recipe: Recipe, bare: tuple[Any, ...], on_train: Any, check: Any, named: dict[str, Any]) -> Recipe:
     """The recipe with other metrics."""
-    for switch, value, does in (("train", on_train, "measures"), ("check", check, "tries")):
+    for switch, value in (("train", on_train), ("check", check)):
         if not isinstance(value, bool):
             raise RecipeError(
-                f"set_metrics: {switch}={value!r} is the switch that {does} the metrics on further samples: pass "
+                f"set_metrics: {switch}={value!r} is not True or False, and {switch} is a switch of set_metrics: pass "
                 f"{switch}=True or {switch}=False, and give a metric another name."
             )
 
@@ -169,14 +169,14 @@ def with_metrics(recipe: Recipe, bare: tuple[Any, ...], on_train: Any, check: An
         if name in RESERVED_COLUMNS:
             raise RecipeError(f"set_metrics: {name!r} is a column of every history: give the metric another name.")
         if name in metrics:
-            raise RecipeError(f"set_metrics: {name!r} is given twice: give one of the metrics another name.")
+            raise RecipeError(f"set_metrics: {name!r} was passed twice: give one of the metrics another name.")
         _check_metric(name, metric)
         metrics[name] = metric
     return replace(recipe, metrics=metrics, metrics_on_train=on_train, check_metrics=check)
 
 
 def _name_of_metric(metric: Any) -> str:
-    """The column of a metric that was given without a name: that of the function, or of the class."""
+    """The column of a metric passed without a name: the name of its function or class."""
     if isinstance(metric, str):
         return metric
     name = getattr(metric, "__name__", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
@@ -194,7 +194,7 @@ def _check_metric(name: str, metric: Any) -> None:
             )
     elif not callable(metric) or isinstance(metric, type):
         raise RecipeError(
-            f"set_metrics: {name}={metric!r} is no function of (outputs, targets) and no metric object: "
+            f"set_metrics: {name}={metric!r} is neither a function of (outputs, targets) nor a metric object: "
             f"pass {name}=lambda outputs, targets: ..., or an instance such as Accuracy(...)."
         )
 

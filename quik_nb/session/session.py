@@ -250,18 +250,18 @@ class QuikSession:
         Known by name:
 
         ==========================  =================================================================
-        accuracy, top5_accuracy     share of right answers, of classes or of labels (BCE losses)
+        accuracy, top5_accuracy     fraction of correct classes, or of correct labels (BCE losses)
         precision, recall, f1       mean over the classes or labels (macro)
-        auroc, average_precision    mean over the classes or labels, counted by torchmetrics
-        mae, mse, rmse, r2          for numbers, mean over the outputs
+        auroc, average_precision    mean over the classes or labels, computed by torchmetrics
+        mae, mse, rmse, r2          for regression, mean over the outputs
         ==========================  =================================================================
 
-        What they count follows from criterion, outputs and targets; labels that the criterion ignores are left out.
+        Criterion, outputs and targets determine the variant; labels that the criterion ignores are left out.
 
         Args:
             metrics: by name, or functions and torchmetrics that are called by their own names.
             train: measure them on the training batches as well, in columns named `train_...`.
-            check: try them before a training, on up to 256 validation samples.
+            check: try the metrics before a training, on up to 256 validation samples.
             named: by the name of their column: one of the names above, a function of (outputs, targets), called once
                 with the whole split, or a torchmetrics metric. A dict of numbers makes columns NAME_key.
 
@@ -635,7 +635,7 @@ class QuikSession:
 
         Args:
             monitor: another column, such as "accuracy", by which the rows are ranked; None for the session's.
-            monitor_mode: "min" or "max"; None for what its name tells.
+            monitor_mode: "min" or "max"; None to infer it from the name.
 
         Raises:
             RecipeError: there is no such column, or its name does not tell whether it is to fall or to rise.
@@ -750,7 +750,7 @@ def best_of(history: History, recipe: Recipe) -> Row:
     ranked.ranking = ranking(recipe)
     if ranked.best is None:
         why = "no epoch has a value that can be compared" if history.rows else "nothing was trained"
-        raise CheckpointError(f"There is no best epoch yet, as {why}: session.train() first.")
+        raise CheckpointError(f"There is no best epoch yet, since {why}: use session.train() first.")
     return ranked.best
 
 

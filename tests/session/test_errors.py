@@ -89,7 +89,7 @@ AT_ONCE: dict[str, tuple[Change, str]] = {
     "column": (lambda s: s.set_metrics(valid_loss=lambda o, t: 0.0), "'valid_loss' is a column of every history"),
     "switch of metrics": (
         lambda s: s.set_metrics(train=lambda o, t: 0.0),
-        "it turns on metrics for the training batches",
+        "train is a switch of set_metrics",
     ),
     "groups": (lambda s: s.set_optimizer(optim.SGD, groups=["0"]), r"groups=\['0'\] does not map parameter names"),
     "group": (lambda s: s.set_optimizer(optim.SGD, groups={"0": 0.1}), "does not map parameter names"),
@@ -425,7 +425,7 @@ def test_a_validation_loss_that_is_no_number() -> None:
 
     assert session.history.valid_loss.isna().all()
     assert "history    2 epochs, none of them the best" in repr(session)
-    with pytest.raises(CheckpointError, match="no epoch has a loss that can be compared"):
+    with pytest.raises(CheckpointError, match="no epoch has a value that can be compared"):
         session.load_best()
 
 
