@@ -88,4 +88,6 @@ def test_shift_tab_in_a_kernel_tells_the_settings(kernel: Kernel, name: str) -> 
     kernel.ok("from quik_nb import QuikSession, Settings")
     shown = kernel.ok(f"from IPython import get_ipython\nprint(get_ipython().inspector.info({name})['docstring'])").text
 
-    assert "batch_size: samples per optimizer step over all ranks" in shown
+    line = next(line for line in shown.splitlines() if "batch_size:" in line)
+    assert "samples per optimizer step over all ranks" in line
+    assert line.endswith("(default: 64)")
