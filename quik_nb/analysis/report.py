@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import QuikError, RecipeError
-from quik_nb.recipe.data import Source
 from quik_nb.recipe.recipe import FLOAT_TARGETS, Recipe
+from quik_nb.recipe.samples import Source
 from quik_nb.training.evaluate import judge
 from quik_nb.training.named_metrics import YES_OR_NO, as_classes, has_classes_second
 from quik_nb.views.figure_html import img

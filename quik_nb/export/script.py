@@ -23,9 +23,9 @@ from quik_nb.errors import CheckpointError
 from quik_nb.export.quoting import GAP, Quoter
 from quik_nb.export.template import Template, names_defined, names_used
 from quik_nb.recipe.assignment import assigned
-from quik_nb.recipe.data import SPLITS, Source, Stream, Tensors, describe_source, loader_options
 from quik_nb.recipe.patterns import fits
 from quik_nb.recipe.recipe import LABEL_KEYS, Optimizer, Recipe, Scheduler, Spec, needs_closure
+from quik_nb.recipe.samples import SPLITS, Source, Stream, Tensors, describe_source, loader_options
 from quik_nb.storage.files import Files, write
 from quik_nb.training.forward import WeightedMean, arguments_by_name
 from quik_nb.training.optimizers import optimizer_keywords, parameter_groups

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.data import SPLITS, Source, Tensors, compact
+from quik_nb.recipe.samples import SPLITS, Source, Tensors, compact
 from quik_nb.storage import pickling
 from quik_nb.storage.locks import lock
 from quik_nb.training.job import Job

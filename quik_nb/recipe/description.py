@@ -2,8 +2,8 @@
 
 from contextlib import suppress
 
-from quik_nb.recipe.data import SPLITS
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import SPLITS
 from quik_nb.recipe.settings import SETTINGS
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.equality import ByValue
+from quik_nb.recipe.samples import Source, Tensors
 from quik_nb.recipe.settings import Settings
 
 LABEL_KEYS = ("labels", "label", "target", "targets", "y")

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.data import Samples, Source, Stream, Tensors, as_source
+from quik_nb.recipe.data import as_source
 from quik_nb.recipe.kinds import plain
 from quik_nb.recipe.recipe import LABEL_KEYS, label_tensor
+from quik_nb.recipe.samples import Samples, Source, Stream, Tensors
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch.nn.parameter import is_lazy
 
 from quik_nb.errors import RecipeError, suggest
 from quik_nb.recipe.assignment import assignment_faults
-from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.kinds import is_number
 from quik_nb.recipe.monitor import monitor_faults
 from quik_nb.recipe.patterns import fits
 from quik_nb.recipe.recipe import FLOAT_TARGETS, Optimizer, Recipe, Scheduler, Spec, label_tensor, needs_closure
+from quik_nb.recipe.samples import Source, Tensors
 
 CLASS_TARGETS = (nn.CrossEntropyLoss, nn.NLLLoss)
 """Criteria that take class numbers."""

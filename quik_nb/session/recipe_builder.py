@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from quik_nb.errors import RecipeError, suggest
-from quik_nb.recipe.data import SPLITS
 from quik_nb.recipe.monitor import METRICS
 from quik_nb.recipe.recipe import Optimizer, Recipe, Scheduler, Spec
+from quik_nb.recipe.samples import SPLITS
 from quik_nb.recipe.settings import OPTIMIZER_DEFAULTS
 from quik_nb.recipe.splits import DataOptions, as_sources
 from quik_nb.storage.files import Files, load_into, read, read_weights

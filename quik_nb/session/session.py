@@ -24,10 +24,11 @@ from quik_nb.history import History
 from quik_nb.launch.forkserver import warm_up
 from quik_nb.launch.placement import Machine, Request, place
 from quik_nb.recipe.cli_options import settings_from
-from quik_nb.recipe.data import SPLITS, Source, as_source
+from quik_nb.recipe.data import as_source
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.monitor import direction, ranking
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import SPLITS, Source
 from quik_nb.recipe.settings import Settings, setting_names, settings_doc
 from quik_nb.recipe.splits import DataOptions
 from quik_nb.recipe.validate import check

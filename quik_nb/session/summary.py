@@ -9,9 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from quik_nb.errors import QuikError
 from quik_nb.history import History
-from quik_nb.recipe.data import Source, describe_source
 from quik_nb.recipe.patterns import fits
 from quik_nb.recipe.recipe import Recipe, Scheduler
+from quik_nb.recipe.samples import Source, describe_source
 from quik_nb.recipe.settings import SETTINGS, Settings
 from quik_nb.training.optimizers import optimizer_keywords
 

@@ -21,8 +21,8 @@ import torch
 
 from quik_nb.errors import CheckpointError, QuikWarning
 from quik_nb.history import History
-from quik_nb.recipe.data import SPLITS, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import SPLITS, Source, Tensors
 from quik_nb.storage import pickling
 from quik_nb.storage.checkpointer import CHECKPOINT, HISTORY, STARTING, Checkpointer, read_checkpoint
 from quik_nb.storage.files import Files, replacing, weights_in, write

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from quik_nb.errors import CheckpointError, QuikError
-from quik_nb.recipe.data import SPLITS, compact
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import SPLITS, compact
 from quik_nb.storage import pickling
 from quik_nb.storage.files import replacing, write
 from quik_nb.training.carry_over import TrainingState

@@ -9,10 +9,10 @@ from typing import Any
 
 from quik_nb.events import Annotation
 from quik_nb.history import History
-from quik_nb.recipe.data import alike
 from quik_nb.recipe.equality import same
 from quik_nb.recipe.monitor import ranking
 from quik_nb.recipe.recipe import Optimizer, Recipe, Spec
+from quik_nb.recipe.samples import alike
 from quik_nb.training.optimizers import optimizer_keywords, trained_parameters
 from quik_nb.training.progress import OptimizerProgress, Progress
 from quik_nb.training.pytree import to_cpu_copy

@@ -7,8 +7,8 @@ import torch
 
 from quik_nb.errors import DivergenceError, RecipeError
 from quik_nb.events import Row, StepEnd
-from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import Source, Tensors
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.forward import StepOutput
 from quik_nb.training.metrics import LossMeter, MetricSet, ValueMeans

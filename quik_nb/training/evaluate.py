@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 
 from quik_nb.errors import RecipeError
 from quik_nb.events import Tell
-from quik_nb.recipe.data import Samples, Source, Tensors
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import Samples, Source, Tensors
 from quik_nb.training import rng, torch_switches
 from quik_nb.training.data.batch import Batch, Batches, to_device
 from quik_nb.training.data.batches import eval_batches

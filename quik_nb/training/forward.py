@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from quik_nb.errors import RecipeError, StopTraining
 from quik_nb.events import Tell
-from quik_nb.recipe.data import Source, Tensors
 from quik_nb.recipe.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe, label_tensor
+from quik_nb.recipe.samples import Source, Tensors
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.data.words import advice, describe
 from quik_nb.training.reduction import (

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from quik_nb.errors import DivergenceError, RecipeError, StopTraining, WorkerError, suggest
 from quik_nb.events import Annotation, Emit, EpochEnd, Notice, Row, RunEnd, RunStart
-from quik_nb.recipe.data import SPLITS
 from quik_nb.recipe.description import described
 from quik_nb.recipe.monitor import known_columns, ranking
+from quik_nb.recipe.samples import SPLITS
 from quik_nb.recipe.settings import Settings
 from quik_nb.training import rng
 from quik_nb.training.boundary import StepBoundary

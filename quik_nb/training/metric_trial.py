@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from quik_nb.recipe.data import Samples, Source, Tensors
 from quik_nb.recipe.monitor import known_columns
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import Samples, Source, Tensors
 from quik_nb.training.data.batches import eval_batches
 from quik_nb.training.forward import ForwardStep, StepContext
 from quik_nb.training.precision import Autocast

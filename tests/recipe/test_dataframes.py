@@ -9,7 +9,8 @@ from harness.plain import quiet
 from torch import Tensor, nn, optim
 
 from quik_nb import RecipeError
-from quik_nb.recipe.data import Tensors, as_source
+from quik_nb.recipe.data import as_source
+from quik_nb.recipe.samples import Tensors
 
 
 def ratings(rows: int = 60) -> pd.DataFrame:

@@ -11,7 +11,8 @@ from harness.plain import quiet
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from quik_nb import RecipeError
-from quik_nb.recipe.data import Source, Stream, as_source
+from quik_nb.recipe.data import as_source
+from quik_nb.recipe.samples import Source, Stream
 from quik_nb.recipe.splits import DataOptions, as_sources, by_classes, split_off
 
 CLASSES = torch.tensor([0] * 60 + [1] * 30 + [2] * 9 + [7])

@@ -22,8 +22,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from quik_nb.recipe.data import Source, Stream, as_source
+from quik_nb.recipe.data import as_source
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import Source, Stream
 from quik_nb.recipe.settings import Settings
 from quik_nb.recipe.splits import split_off
 from quik_nb.training.data import in_memory

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from quik_nb.errors import RecipeError
 from quik_nb.events import Tell
-from quik_nb.recipe.data import Samples, Source, Tensors, loader_options
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import Samples, Source, Tensors, loader_options
 from quik_nb.training.data.batch import Batch, Batches
 from quik_nb.training.data.in_memory import EvalBatches, TensorBatches
 from quik_nb.training.data.loaders import SampleBatches

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quik_nb.recipe.data import Tensors
+from quik_nb.recipe.samples import Tensors
 from quik_nb.training.data.batch import Batch, Shard, shard_batch
 from quik_nb.training.rng import epoch_seed
 from quik_nb.training.world import World

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.data import Samples
+from quik_nb.recipe.samples import Samples
 from quik_nb.training.data.batch import Batch, Shard, shard_batch, shard_batches, to_device
 from quik_nb.training.data.set_epoch import following, set_epoch, shared_number, show_own_dataset
 from quik_nb.training.rng import epoch_seed, preserved, seed_all

@@ -23,7 +23,7 @@ from torch.utils.data import default_collate
 
 from quik_nb.errors import RecipeError
 from quik_nb.events import Tell
-from quik_nb.recipe.data import Stream
+from quik_nb.recipe.samples import Stream
 from quik_nb.training.data.batch import Batch, batch_length, shard_batch, to_device
 from quik_nb.training.data.loaders import IndexListSampler, drawn, make_loader, with_advice
 from quik_nb.training.data.set_epoch import set_epoch, shared_number

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from quik_nb import QuikSession, QuikWarning
 from quik_nb.errors import RecipeError
-from quik_nb.recipe.data import Source, Stream, as_source
+from quik_nb.recipe.data import as_source
 from quik_nb.recipe.recipe import Recipe
+from quik_nb.recipe.samples import Source, Stream
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.data.batches import step_to_enter
 from quik_nb.training.data.streams import StreamBatches, fingerprint
