@@ -82,6 +82,7 @@ class Engine:
                     name, loss, count = next(losses)
             except StopIteration as end:
                 output: StepOutput = end.value
+                self.updater.update_average()
                 return output
             self.step_alone(loss, batch, name, count)
 
@@ -114,6 +115,7 @@ class Engine:
         if name is not None:
             self._check_alone(name)
             self.step_alone(loss, batch, name, count)
+            self.updater.update_average()
             return
         if self.closure is not None:
             raise RecipeError(

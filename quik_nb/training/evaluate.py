@@ -100,10 +100,14 @@ class Evaluation:
             )
         return float(loss / count)
 
-    def columns(self) -> dict[str, float]:
-        """The metrics, and the further numbers of a step of the user's own (all ranks participate)."""
+    def columns(self, prefix: str = "") -> dict[str, float]:
+        """The metrics, and the further numbers of a step of the user's own (all ranks participate).
+
+        Args:
+            prefix: of the names of those numbers, which training has in columns of the bare names.
+        """
         values = self.values.compute(self.world) if self.recipe.step is not None else {}
-        return {**self.metrics.compute(), **{f"valid_{name}": value for name, value in values.items()}}
+        return {**self.metrics.compute(), **{f"{prefix}{name}": value for name, value in values.items()}}
 
 
 class Validation:

@@ -311,7 +311,7 @@ class Loop:
         loss = evaluation.loss()
         if loss is None:
             raise Stopped  # all steps of the epoch are done, but there is no row yet
-        return {"valid_loss": loss, **evaluation.columns()}
+        return {"valid_loss": loss, **evaluation.columns(prefix="valid_")}
 
     def end_epoch(self, values: Mapping[str, Any] | None = None) -> None:
         """End the epoch: validate, step the scheduler, save, send the row to the views (all ranks participate).

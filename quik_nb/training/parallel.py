@@ -30,6 +30,9 @@ ROUNDING = 1e-6
 AGREEMENT_SHARE = 0.01
 """Part of an epoch's time that the proof of agreement may take."""
 
+CHECKSUM_BYTES = 2**22
+"""Of a parameter on a GPU that are summed up at once."""
+
 StepFunction = Callable[..., Any]
 """`step(model, *what the engine passes)`, as the forward step of the recipe is."""
 
@@ -331,8 +334,10 @@ def checksum(model: nn.Module) -> int:
         if values.device.type == "cpu":
             total = zlib.crc32(values.numpy().data, total)
         else:
-            weights = torch.arange(1, len(values) + 1, device=values.device)
-            total = (31 * total + int((values * weights).sum())) % 2**32
+            # in pieces, as the weights take eight bytes for each byte of the parameter
+            for piece in torch.split(values, CHECKSUM_BYTES):
+                weights = torch.arange(1, len(piece) + 1, device=piece.device)
+                total = (31 * total + int((piece * weights).sum())) % 2**32
     return total
 
 

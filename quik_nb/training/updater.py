@@ -186,6 +186,12 @@ class Updater:
                 "set_optimizer(optim.AdamW), or session.register one and call session.backward(loss, 'its name')."
             )
         self._step(self.optimizers, self._model_parameters, closure)
+        self.update_average()
+
+    def update_average(self) -> None:
+        """Take the new weights into the average, once for each batch, however many optimizers stepped for it."""
+        if self.average is not None:
+            self.average.update(self.model)
 
     def step_alone(self, name: str) -> None:
         """Clip and step one optimizer, of the session or registered, by the gradients of its parameters."""
@@ -230,8 +236,6 @@ class Updater:
             self.norms.skipped += self.scaler.get_scale() < before
 
         self.zero_grad()
-        if self.average is not None:
-            self.average.update(self.model)
         for schedule in stepped:
             schedule.end_step()
 
@@ -284,6 +288,11 @@ class Updater:
 
     def set_lr(self, lr: float) -> None:
         """Set the rate of the first optimizer from now on; those of the others are scaled alike."""
+        if not self.schedules:  # a loop has registered optimizers of its own
+            for optimizer in self.registered.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+            return
         first, *others = self.schedules.values()
         factor = first.set_lr(lr)
         for schedule in others:

@@ -99,7 +99,8 @@ def test_patience_ends_the_training(processes: int) -> None:
 
     assert "finished" == run.state
     assert [0, 1, 2] == list(session.history.epoch)
-    assert ["no better loss for 2 epochs"] == [end.reason for end in ends]
+    best = session.history.valid_loss.min()
+    assert [f"no better valid_loss for 2 epochs; the best is epoch 2 with {best:.4g}"] == [end.reason for end in ends]
 
 
 def test_callbacks_get_plain_events() -> None:
