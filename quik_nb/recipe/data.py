@@ -90,7 +90,7 @@ def as_source(
         return replace(_tensors(tuple(data.values()), split, tuple(data)), names=tuple(map(str, data)))
     if isinstance(data, tuple | list) and data and all(hasattr(v, "shape") or isinstance(v, list) for v in data):
         return _tensors(tuple(data), split)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | tuple | list):
+    if _is_samples(data):
         return _from_dataset(data, split)
 
     raise RecipeError(f"{split} is {_kind(data)}{_why_not(data)}: pass {_instead(data, split)}.")
@@ -114,6 +114,15 @@ def _refuse_other_kinds(data: Any, split: str) -> None:
 def _is_dataset(value: Any) -> bool:
     """Whether it holds samples to be fetched, rather than a column of values."""
     return isinstance(value, Dataset) or hasattr(value, "column_names")
+
+
+def _is_samples(data: Any) -> bool:
+    """Whether something gives samples by number; a list of dicts, graphs or other objects can be nothing else."""
+    if isinstance(data, list) and data:
+        return not any(v is None or isinstance(v, tuple | list | str | bytes | int | float | Tensor) for v in data)
+    if isinstance(data, str | bytes | tuple | list):
+        return False
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def _why_not(data: Any) -> str:

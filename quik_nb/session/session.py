@@ -130,8 +130,8 @@ class QuikSession:
 
         Args:
             train: a tuple of tensors or arrays (the last one is the target), a dict of tensors, a `TensorDataset`, a
-                `Dataset` or `IterableDataset`, a `DataLoader`, or a DataFrame with `target`. None loads the saved
-                tensors of `data_date`: `data/train_tensor_20210101.pt` and so on.
+                `Dataset` or `IterableDataset`, a list of dicts or other objects, a `DataLoader`, or a DataFrame with
+                `target`. None loads the saved tensors of `data_date`: `data/train_tensor_20210101.pt` and so on.
             valid: the same, or a fraction such as 0.2 or a number of samples to split off `train`, chosen by the seed.
             test: likewise.
             target: name of the target column of a DataFrame.

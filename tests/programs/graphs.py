@@ -163,7 +163,7 @@ def right(outputs: Tensor, targets: Tensor) -> float:
 
 def molecules(**settings: Any) -> QuikSession:
     session = session_of(made(GraphClassifier), **settings).set_step(graph_step).set_metrics(accuracy=right)
-    session.add_data(train=Molecules(1, SAMPLES), valid=Molecules(2, 20), collate_fn=as_one)
+    session.add_data(train=Molecules(1, SAMPLES).graphs, valid=Molecules(2, 20), collate_fn=as_one)
     return session.set_criterion(nn.CrossEntropyLoss).set_optimizer(optim.Adam)
 
 

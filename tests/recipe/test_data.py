@@ -548,6 +548,18 @@ def test_a_collate_function_that_would_not_be_called_is_told() -> None:
         session.add_data(Fetched(), collate_fn="stack")  # type: ignore[arg-type]
 
 
+def test_a_list_of_objects_is_its_samples() -> None:
+    """Dicts and graphs in a list are samples, as a DataLoader takes them, and train as a dataset of them does."""
+    x, y = numbers()
+    rows = [{"input": one, "labels": target} for one, target in zip(x, y, strict=True)]
+    sessions = [regression(network(), epochs=1).add_data(train=data, valid=0.2) for data in (rows, samples_of(rows))]
+    for session in sessions:
+        session.train()
+
+    first, second = (session.history.valid_loss.tolist() for session in sessions)
+    assert first == second
+
+
 def samples_of(items: list[Any]) -> Dataset[Any]:
     """A dataset of these samples."""
 
