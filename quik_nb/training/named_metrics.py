@@ -12,6 +12,7 @@ Labels that the criterion ignores count nothing. All but auroc and average_preci
 sums that are added up batch by batch, so that no outputs are kept.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,10 +21,13 @@ from torch import Tensor, nn
 
 from quik_nb.errors import QuikError, RecipeError
 from quik_nb.training.outputs import IGNORED
-from quik_nb.training.world import World
+from quik_nb.training.world import World, exact
 
 YES_OR_NO = (nn.BCELoss, nn.BCEWithLogitsLoss)
 """Criteria of labels: yes or no for each of several."""
+
+SHARES = "probabilities: "
+"""Before the names of sums that hold if scores are probabilities."""
 
 Sums = dict[str, Tensor]
 
@@ -44,7 +48,8 @@ class Labels(NamedTuple):
     """(samples, labels); yes from 0 up for logits, from 0.5 up for probabilities"""
     true: Tensor
     """(samples, labels) of 0 and 1"""
-    threshold: float
+    threshold: float | None
+    """of the scores; None where only all scores of a split tell whether they are logits or probabilities"""
 
 
 class NamedMetric:
@@ -98,7 +103,7 @@ class NamedMetric:
             raise RecipeError(
                 "There are no outputs to judge: have the step return (loss, outputs), not the loss alone."
             )
-        return area(self.name, self._scores) if self._scores else RESULTS[self.name](self._sums)
+        return area(self.name, self._scores) if self._scores else RESULTS[self.name](by_what_they_are(self._sums))
 
     def _on_cpu(self) -> list[Classes | Labels]:
         return [part._replace(scores=part.scores.cpu(), true=part.true.cpu()) for part in self._scores]
@@ -113,13 +118,22 @@ def answers_of(criterion: object, outputs: Tensor, targets: Tensor) -> Classes |
     Raises:
         RecipeError: they are neither classes nor labels.
     """
+    if outputs.numel() == targets.numel():  # (n, 1) for (n,)
+        outputs = outputs.reshape(targets.shape)
     alike = outputs.shape == targets.shape
     is_yes_or_no = isinstance(criterion, YES_OR_NO)
     scores_for_targets = alike and targets.is_floating_point() and isinstance(criterion, nn.CrossEntropyLoss)
     if is_yes_or_no or (alike and not scores_for_targets):
-        return as_labels(outputs, targets, 0.5 if isinstance(criterion, nn.BCELoss) else 0.0)
+        return as_labels(outputs, targets, threshold_of(criterion))
 
     return as_classes(outputs, targets, getattr(criterion, "ignore_index", IGNORED), has_classes_second(criterion))
+
+
+def threshold_of(criterion: object) -> float | None:
+    """From where up a score means yes; None where the criterion does not tell."""
+    if isinstance(criterion, nn.BCELoss):
+        return 0.5
+    return 0.0 if isinstance(criterion, nn.BCEWithLogitsLoss) else None
 
 
 def has_classes_second(criterion: object) -> bool:
@@ -127,18 +141,20 @@ def has_classes_second(criterion: object) -> bool:
     return isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss)
 
 
-def as_labels(outputs: Tensor, targets: Tensor, threshold: float) -> Labels:
-    """Outputs and targets as labels.
+def as_labels(outputs: Tensor, targets: Tensor, threshold: float | None) -> Labels:
+    """Outputs and targets as labels, which are the second dimension: pixels of a mask count as samples do.
 
     Raises:
-        RecipeError: the targets are no answers of yes and no.
+        RecipeError: the targets are not 0 and 1.
     """
     if not ((targets == 0) | (targets == 1)).all():
         raise RecipeError(
             f"The targets {tuple(targets.shape)} have the shape of the outputs and are not 0 and 1, so they are "
             f"numbers rather than labels: use mae, mse, rmse or r2, or a function of (outputs, targets)."
         )
-    scores, true = (value.reshape(len(value), -1) for value in (outputs, targets))
+    if targets.ndim in (1, 3):  # one question: of each sample, or of each pixel of masks (samples, height, width)
+        outputs, targets = outputs.reshape(-1, 1), targets.reshape(-1, 1)
+    scores, true = (value.movedim(1, -1).reshape(-1, value.shape[1]) for value in (outputs, targets))
     return Labels(scores, true.long(), threshold)
 
 
@@ -183,30 +199,53 @@ def sums_of_classes(name: str, answers: Classes) -> Sums:
         return share(predicted == true)
     count = scores.shape[1]
     return {
-        "right": torch.bincount(true[predicted == true], minlength=count).double(),
-        "predicted": torch.bincount(predicted, minlength=count).double(),
-        "true": torch.bincount(true, minlength=count).double(),
+        "right": exactly(torch.bincount(true[predicted == true], minlength=count)),
+        "predicted": exactly(torch.bincount(predicted, minlength=count)),
+        "true": exactly(torch.bincount(true, minlength=count)),
     }
 
 
 def sums_of_labels(name: str, answers: Labels) -> Sums:
-    """What a batch adds, for labels."""
-    predicted, true = answers.scores > answers.threshold, answers.true == 1
-    if name == "accuracy":
-        return share((predicted == true).flatten())
+    """What a batch adds, for labels; twice where the threshold is not known, for logits and for probabilities."""
     if name == "top5_accuracy":
         raise RecipeError("top5_accuracy is for classes, of which one is right, and these are labels: use accuracy.")
+    scores = answers.scores
+    if answers.threshold is not None:
+        return sums_by_threshold(name, answers, answers.threshold)
+
+    as_shares = {f"{SHARES}{key}": value for key, value in sums_by_threshold(name, answers, 0.5).items()}
+    outside = exactly((scores < 0) | (scores > 1)).sum()
+    return {**sums_by_threshold(name, answers, 0.0), **as_shares, "outside": outside}
+
+
+def sums_by_threshold(name: str, answers: Labels, threshold: float) -> Sums:
+    """What a batch of labels adds where scores above the threshold mean yes."""
+    predicted, true = answers.scores > threshold, answers.true == 1
+    if name == "accuracy":
+        return share((predicted == true).flatten())
     return {
-        "right": (predicted & true).double().sum(0),
-        "predicted": predicted.double().sum(0),
-        "true": true.double().sum(0),
-        "is label": torch.ones((), dtype=torch.float64),
+        "right": exactly(predicted & true).sum(0),
+        "predicted": exactly(predicted).sum(0),
+        "true": exactly(true).sum(0),
+        "is label": exactly(true.new_ones(())),
     }
+
+
+def by_what_they_are(sums: Sums) -> Sums:
+    """The sums for logits, or those for probabilities where no score of the split is below 0 or above 1."""
+    if "outside" not in sums or sums["outside"] > 0:
+        return sums
+    return {key.removeprefix(SHARES): value for key, value in sums.items() if key.startswith(SHARES)}
+
+
+def exactly(values: Tensor) -> Tensor:
+    """Numbers as long sums want them."""
+    return values.to(exact(values.device))
 
 
 def share(right: Tensor) -> Sums:
     """What a batch adds to a share of right answers."""
-    return {"right": right.double().sum(), "count": torch.tensor(float(len(right)), dtype=torch.float64)}
+    return {"right": exactly(right).sum(), "count": exactly(right.new_ones(right.shape)).sum()}
 
 
 def sums_of_numbers(name: str, outputs: Tensor, targets: Tensor) -> Sums:
@@ -220,14 +259,17 @@ def sums_of_numbers(name: str, outputs: Tensor, targets: Tensor) -> Sums:
             f"{name} compares numbers one by one, and the outputs are {tuple(outputs.shape)} for targets of shape "
             f"{tuple(targets.shape)}: use accuracy for classes, or a function of (outputs, targets)."
         )
-    true = targets.reshape(len(targets), -1).double()
-    predicted = outputs.reshape(true.shape).double()
+    true = exactly(targets.reshape(len(targets), -1))
+    error = exactly(outputs.reshape(true.shape)) - true
+    if name == "mae":
+        return {"absolute": error.abs().sum(), "count": torch.ones_like(true).sum()}
+    if name != "r2":
+        return {"squared": error.square().sum(), "count": torch.ones_like(true).sum()}
     return {
-        "absolute": (predicted - true).abs().sum(0),
-        "squared": (predicted - true).square().sum(0),
+        "squared": error.square().sum(0),
         "sum": true.sum(0),
         "sum of squares": true.square().sum(0),
-        "count": torch.tensor(float(len(true)), dtype=torch.float64),
+        "count": true.new_tensor(len(true)),
     }
 
 
@@ -254,16 +296,16 @@ RESULTS: dict[str, Callable[[Sums], float]] = {
     "precision": lambda sums: macro(sums["right"], sums["predicted"], sums),
     "recall": lambda sums: macro(sums["right"], sums["true"], sums),
     "f1": lambda sums: macro(2 * sums["right"], sums["predicted"] + sums["true"], sums),
-    "mae": lambda sums: float((sums["absolute"] / sums["count"]).mean()),
-    "mse": lambda sums: float((sums["squared"] / sums["count"]).mean()),
-    "rmse": lambda sums: float((sums["squared"] / sums["count"]).mean().sqrt()),
+    "mae": lambda sums: float(sums["absolute"] / sums["count"]),
+    "mse": lambda sums: float(sums["squared"] / sums["count"]),
+    "rmse": lambda sums: float((sums["squared"] / sums["count"]).sqrt()),
     "r2": r2,
 }
 """How the sums of a split become a value, by name."""
 
 
 def area(name: str, parts: list[Classes | Labels]) -> float:
-    """The area under a curve, by torchmetrics.
+    """The area under a curve as its mean over the classes or labels that have one, by torchmetrics; else NaN.
 
     Raises:
         QuikError: torchmetrics is not installed.
@@ -274,14 +316,17 @@ def area(name: str, parts: list[Classes | Labels]) -> float:
         raise QuikError(
             f"The metric {name!r} counts with torchmetrics, which is not installed: pip install 'quik_nb[metrics]'."
         ) from error
-    scores, true = torch.cat([part.scores for part in parts]), torch.cat([part.true for part in parts])
+    scores = torch.cat([part.scores for part in parts]).double()
+    true = torch.cat([part.true for part in parts])
     if isinstance(parts[0], Classes):
-        count = scores.shape[1]
-        shares = as_shares(scores.double())
-        return float(getattr(classification, f"multiclass_{name}")(shares, true, num_classes=count))
-    if scores.shape[1] == 1:
-        return float(getattr(classification, f"binary_{name}")(scores[:, 0], true[:, 0]))
-    return float(getattr(classification, f"multilabel_{name}")(scores, true, num_labels=scores.shape[1]))
+        scores, true = as_shares(scores), nn.functional.one_hot(true, scores.shape[1])
+
+    # a class without samples has no curve; nor has a ROC one without samples of others
+    positive = true.sum(0)
+    has_curve = (positive > 0) & ((positive < len(true)) | (name != "auroc"))
+    function = getattr(classification, f"binary_{name}")
+    values = [float(function(scores[:, c], true[:, c])) for c in has_curve.nonzero().flatten().tolist()]
+    return sum(values) / len(values) if values else math.nan
 
 
 def as_shares(scores: Tensor) -> Tensor:

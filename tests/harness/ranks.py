@@ -4,7 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Barrier
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class Table:
 
     barrier: Barrier
     numbers: list[Tensor | None] = field(default_factory=list)
+    values: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class ThreadWorld(World):
         self.table.numbers[self.rank] = values.clone()
         self.table.barrier.wait(PATIENCE)
         values.copy_(sum(number for number in self.table.numbers if number is not None))
+        self.table.barrier.wait(PATIENCE)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One value from each rank (all ranks participate)."""
+        if self.table is None:
+            return [value]
+        self.table.values[self.rank] = value
+        self.table.barrier.wait(PATIENCE)
+        values = [self.table.values[rank] for rank in range(self.world_size)]
         self.table.barrier.wait(PATIENCE)
         return values
 
