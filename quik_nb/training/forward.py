@@ -79,7 +79,7 @@ class StepContext(NamedTuple):
     """"train", "valid", "test" or "data" """
     epoch: int
     step: int
-    """optimizer steps done in this epoch and split, 0 where a split begins"""
+    """batches done in this epoch and split, micro-batches counted one by one: 0 where a split begins, and only there"""
     world: World
 
 

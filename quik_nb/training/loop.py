@@ -68,6 +68,8 @@ class Position:
     epoch: int
     step: int
     """optimizer steps done in this epoch"""
+    batches: int
+    """micro-batches yielded before the one in hand in this epoch"""
     exhausted: bool = False
     """whether all batches of the epoch were yielded"""
     rng_states: list[rng.State] | None = None
@@ -77,6 +79,7 @@ class Position:
         """Move to the beginning of the next epoch."""
         self.epoch += 1
         self.step = 0
+        self.batches = 0
         self.exhausted = False
 
 
@@ -134,7 +137,9 @@ class Loop:
         self._emit = emit
         self._train = train_batches(recipe, world, self._notify)
         step = step_to_enter(recipe, job.progress, world)
-        self._position = Position(job.progress.epoch, step, rng_states=job.progress.rng_states)
+        self._position = Position(
+            job.progress.epoch, step, step * self.settings.accumulate, rng_states=job.progress.rng_states
+        )
         self._record = EpochRecord(recipe, world, boundary.clock, job.progress)
         self._monitor = Monitor(recipe.settings, ranking(recipe), job.progress)
         self._agreement = Agreement(engine.model, world, boundary.clock)
@@ -275,7 +280,7 @@ class Loop:
     def train_step(self, batch: Batch) -> StepOutput:
         """One batch of `batches("train")`: forward, backward, and after the last micro-batch of a step, the update."""
         __tracebackhide__ = True
-        context = StepContext("train", self._position.epoch, self._position.step, self.world)
+        context = StepContext("train", self._position.epoch, self._position.batches, self.world)
         output = self._engine.train_step(batch, context)
         self._record.add(output, batch)
         return output
@@ -373,6 +378,7 @@ class Loop:
             self._engine.begin_batch(batch)
             yield batch
 
+            self._position.batches += 1
             at_boundary = batch.last
             if at_boundary:
                 self._record.samples += batch.total

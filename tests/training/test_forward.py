@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harness.plain import classes, distance, network, plain_loop, quiet
+from harness.plain import classes, distance, network, plain_loop, quiet, regression
 from torch import Tensor, nn, optim
 
 from quik_nb import QuikSession
@@ -170,3 +170,20 @@ def test_the_users_criterion_is_given_back() -> None:
     classifier(classes(), criterion).set_step(own_step).train(epochs=1)
 
     assert {} == dict(criterion._forward_hooks)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_knows_where_a_split_begins(accumulate: int) -> None:
+    """`step` counts batches, micro-batches one by one: a state that is dropped at 0 is dropped once for each split."""
+    seen: list[tuple[str, int, int]] = []
+
+    def step(model: Any, criterion: Any, batch: Any, split: str, epoch: int, step: int) -> Any:
+        seen.append((split, epoch, step))
+        return criterion(model(batch[0]), batch[1])
+
+    session = regression(epochs=2, accumulate=accumulate).set_step(step, reduction="mean")
+    session.train()
+    trained = [count for split, epoch, count in seen if (split, epoch) == ("train", 1)]
+
+    assert list(range(len(trained))) == trained
+    assert len(trained) >= 7 * accumulate
