@@ -247,12 +247,17 @@ class Recipe(ByValue):
         """Whether the loss can come without a criterion: dict batches, or a step of the user's own."""
         return self.step is not None or not isinstance(self.train, Tensors) or self.train.names is not None
 
+    def _usual_criterion(self) -> str:
+        """The criterion that most would use for the target."""
+        has_numbers = isinstance(self.train, Tensors) and label_tensor(self.train).is_floating_point()
+        return "MSELoss" if has_numbers else "CrossEntropyLoss"
+
     def missing_steps(self) -> dict[str, str]:
         """The call that sets each part that is needed and not set, by the part's name."""
         calls = {
             "train": "add_data(train=(x, y), valid=0.2)",
             "model": "add_model(Net())",
-            "criterion": "set_criterion(nn.CrossEntropyLoss)",
+            "criterion": f"set_criterion(nn.{self._usual_criterion()})",
             "optimizer": "set_optimizer(optim.AdamW)",
         }
         if self.loss_from_model and self.train is not None:

@@ -207,7 +207,14 @@ def _dtypes(recipe: Recipe, train: Tensors) -> Iterator[str]:
     dtype = short(target.dtype)
     if criterion in FLOAT_TARGETS and not target.is_floating_point():
         name = getattr(criterion, "__name__", criterion)
-        yield f"set_criterion: {name} compares numbers, and the target is {dtype}: pass y.float()"
+        count = outputs_of(recipe.model)
+        if target.ndim == 1 and target.dtype is not torch.bool and count > 1:
+            yield (
+                f"set_criterion: {name} compares numbers, and the target is class numbers ({dtype}) for a model with "
+                f"{count} outputs: use set_criterion(nn.CrossEntropyLoss)"
+            )
+        else:
+            yield f"set_criterion: {name} compares numbers, and the target is {dtype}: pass y.float()"
 
     if criterion in CLASS_TARGETS:
         name = getattr(criterion, "__name__", criterion)
@@ -245,6 +252,17 @@ def _further_split(train: Source | None, other: Source | None, split: str) -> It
                     f"add_data: tensor {i} of {split} has {two.shape[1]} columns, and that of train {one.shape[1]}: "
                     f"give both the same columns"
                 )
+
+
+def outputs_of(model: nn.Module | None) -> int:
+    """How many outputs the last linear layer or convolution of a model has; 0 where there is none.
+
+    >>> outputs_of(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)))
+    3
+    """
+    modules = [] if model is None else list(model.modules())
+    counts = [getattr(module, "out_features", getattr(module, "out_channels", None)) for module in modules]
+    return next((count for count in reversed(counts) if isinstance(count, int)), 0)
 
 
 def short(dtype: torch.dtype) -> str:

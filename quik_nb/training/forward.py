@@ -34,6 +34,7 @@ from quik_nb.recipe.recipe import FLOAT_TARGETS, LABEL_KEYS, Recipe, label_tenso
 from quik_nb.recipe.samples import Source, Tensors
 from quik_nb.training.data.batch import Batch
 from quik_nb.training.data.words import advice, describe
+from quik_nb.training.output_checks import check_outputs
 from quik_nb.training.reduction import (
     Answer,
     Part,
@@ -254,8 +255,9 @@ class ForwardStep:
                 f"pass (inputs, target), or say what to do with set_step(fn)."
             )
         outputs = main_output(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
-        if not self._checked:
-            self._check_shapes(outputs, target)
+        compares_numbers = isinstance(self.criterion, FLOAT_TARGETS) and isinstance(outputs, Tensor)
+        if not self._checked and (compares_numbers or is_of_torch(self.criterion)):
+            check_outputs(self.criterion, outputs, target, self.recipe.train, self.tell)
 
         assert self.criterion is not None  # `validate.check` and `own_loss` leave no other way here
         # class probabilities, which are floating point, all count
@@ -274,7 +276,7 @@ class ForwardStep:
             self.facts.shifted = self._shifts(model, data, key, context)
 
         outputs = model(**data)
-        loss, count = own_loss(outputs), counted_labels(labels, self.facts.shifted)
+        loss, count = own_loss(outputs, key), counted_labels(labels, self.facts.shifted)
         if count is not None:
             loss = zero_if_empty(loss, count)
         return StepOutput(loss, main_output(outputs), labels, count)
@@ -388,6 +390,7 @@ class ForwardStep:
             twin = copy(self)
         twin.facts = LossFacts()
         twin.facts.asked = True
+        twin.tell = say_nothing  # what is told is told by the step itself
         return twin
 
     def _twin(self) -> "ForwardStep":
@@ -452,23 +455,6 @@ class ForwardStep:
                 f"return (loss, outputs), or use set_metrics() for none."
             )
         self._checked = True
-
-    def _check_shapes(self, outputs: Any, target: Any) -> None:
-        """The classic silent mistake: (n, 1) against (n,) broadcasts to (n, n) and trains on nonsense."""
-        if not isinstance(self.criterion, FLOAT_TARGETS) or not isinstance(outputs, Tensor):
-            return
-        name = type(self.criterion).__name__
-        if (outputs.dtype, target.dtype) == (torch.float32, torch.float64):
-            raise RecipeError(
-                f"{name} compares numbers of one kind, and the model gives float32 for a target of float64, as NumPy "
-                f"makes it: pass y.float() (an array: y.astype('float32')), or have the dataset give it so."
-            )
-        if outputs.shape != target.shape:
-            raise RecipeError(
-                f"{name} compares element by element, and the model gives {tuple(outputs.shape)} "
-                f"for targets of shape {tuple(target.shape)}: "
-                f"end the model with .squeeze(1), or pass the target as y[:, None]."
-            )
 
 
 def arguments_by_name(step: Callable[..., Any] | None) -> tuple[str, ...]:
@@ -560,9 +546,20 @@ def main_output(outputs: Any) -> Any:
     return outputs if logits is None else logits
 
 
-def own_loss(outputs: Any) -> Tensor:
-    """The loss that a model gives beside its outputs."""
+def own_loss(outputs: Any, key: str | None = "labels") -> Tensor:
+    """The loss that a model gives beside its outputs.
+
+    Args:
+        outputs: of the model.
+        key: of the target in the batch; None where there is none.
+    """
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if loss is None and key not in (None, "labels"):
+        raise RecipeError(
+            f"The model gives a {type(outputs).__name__} without a loss for a batch with {key!r}: models of "
+            f"transformers compute it from 'labels', dataset.rename_column({key!r}, 'labels'); others need "
+            f"set_criterion(...), or set_step(fn)."
+        )
     if loss is None:
         raise RecipeError(
             f"The batches are dicts, no criterion was set, and the model's {type(outputs).__name__} has no .loss: "

@@ -10,7 +10,7 @@ from harness.plain import quiet
 from torch import Tensor, nn, optim
 from torch.utils.data import Dataset
 
-from quik_nb import RecipeError
+from quik_nb import QuikWarning, RecipeError
 
 
 class Rows(Dataset[Any]):
@@ -35,6 +35,29 @@ class ByName(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": nn.functional.cross_entropy(self.layer(x), labels)}
+
+
+class TakesAll(nn.Module):
+    """A model that takes anything by keyword, and gives a loss where there are labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, labels: Any = None, **others: Any) -> dict[str, Any]:
+        return {"loss": None, "logits": self.layer(x)}
+
+
+class Gives(nn.Module):
+    """A linear model whose scores become something else."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.layer(x))
 
 
 def words_of(train: Any, model: nn.Module | None = None, criterion: Any = nn.CrossEntropyLoss) -> str:
@@ -74,6 +97,37 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"model": ByName(), "criterion": None},
         "remove_columns('token_type')",
     ),
+    "label that a model leaves aside": (
+        Rows(lambda i: {"x": torch.zeros(4), "label": 0}),
+        {"model": TakesAll(), "criterion": None},
+        "rename_column('label', 'labels')",
+    ),
+    "classes from 1 in memory": ((torch.zeros(12, 4), 1 + torch.arange(12) % 3), {}, "pass y - 1"),
+    "too many classes in memory": (
+        (torch.zeros(12, 4), torch.arange(12)),
+        {},
+        "give its last layer one for each class",
+    ),
+    "a dict of outputs": (
+        Rows(lambda i: (torch.zeros(4), 0)),
+        {"model": Gives(lambda scores: {"out": scores, "aux": scores})},
+        "set_step(lambda model, criterion, batch: criterion(model(batch[0])['out'], batch[1]))",
+    ),
+    "a tuple of outputs": (
+        Rows(lambda i: (torch.zeros(4), torch.zeros(3))),
+        {"model": Gives(lambda scores: (scores, scores)), "criterion": nn.MSELoss},
+        "set_step(lambda model, criterion, batch: criterion(model(batch[0])[0], batch[1]))",
+    ),
+    "numbers of classes as numbers": (
+        Rows(lambda i: (torch.zeros(4), i % 3)),
+        {"criterion": nn.MSELoss},
+        "use set_criterion(nn.CrossEntropyLoss)",
+    ),
+    "numbers for several outputs": (
+        Rows(lambda i: (torch.zeros(4), torch.tensor(float(i)))),
+        {"criterion": nn.L1Loss},
+        "end the model with one output",
+    ),
     "ragged": (Rows(lambda i: (torch.zeros(1 + i % 3), 0)), {}, "collate_fn=pad"),
     "objects": (Rows(lambda i: (object(), 0)), {}, "have the dataset give tensors"),
 }
@@ -85,6 +139,37 @@ def test_words_about_batches(case: str) -> None:
     train, parts, words = CASES[case]
 
     assert words in words_of(train, **parts)
+
+
+TOLD: dict[str, tuple[nn.Module, Any, str]] = {
+    "softmax": (nn.Softmax(dim=1), nn.CrossEntropyLoss, "leave out softmax at the model's end"),
+    "log_softmax": (nn.LogSoftmax(dim=1), nn.CrossEntropyLoss, "or use nn.NLLLoss"),
+    "no log_softmax": (nn.Identity(), nn.NLLLoss, "use nn.CrossEntropyLoss"),
+}
+
+
+def trained_on_classes(end: nn.Module, criterion: Any, **metrics: Any) -> None:
+    """Train a classifier with this end for an epoch."""
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    session = quiet(epochs=1).add_data(train=(x, torch.arange(12) % 3), valid=(x, torch.arange(12) % 3))
+    session.add_model(nn.Sequential(nn.Linear(4, 3), end)).set_criterion(criterion).set_optimizer(optim.SGD)
+    session.set_metrics(**metrics).train()
+
+
+@pytest.mark.parametrize("metrics", [{}, {"top": "accuracy"}])
+@pytest.mark.parametrize("case", TOLD)
+def test_words_about_the_end_of_a_model(case: str, metrics: dict[str, Any]) -> None:
+    """A model that does what the criterion does, or that leaves out what it needs, is told, with metrics or without."""
+    end, criterion, words = TOLD[case]
+
+    with pytest.warns(QuikWarning, match=words):
+        trained_on_classes(end, criterion, **metrics)
+
+
+def test_ends_of_models_that_fit_are_not_told() -> None:
+    """Logits for CrossEntropyLoss and logarithms for NLLLoss are as they should be; a warning would be an error."""
+    trained_on_classes(nn.Identity(), nn.CrossEntropyLoss)
+    trained_on_classes(nn.LogSoftmax(dim=1), nn.NLLLoss)
 
 
 class Datasets(UserDict[str, Any]):
