@@ -206,8 +206,12 @@ class ForwardStep:
             self._criterion_calls.append(self.weighted.count(target))
 
     def begin_batch(self) -> None:
-        """Forget what the criterion was called with in the batch before."""
+        """Forget what the criterion was called with in the batch before, and the casts of the weights of then.
+
+        Autocast keeps casts until its outermost context is left, which a loop may have around all of its steps.
+        """
         self._criterion_calls.clear()
+        torch.clear_autocast_cache()
 
     def own_count(self, samples: int, device: torch.device) -> Tensor | None:
         """What the loss that the user's own code took is a mean over; None where that is the samples.

@@ -55,10 +55,26 @@ def restore(switches: Switches) -> None:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Restore all switches afterwards."""
-    before = capture()
+    """Restore all switches afterwards, and leave the autocast contexts that were entered and not left."""
+    before, depth = capture(), autocast_depth()
     try:
         yield
     finally:
         if capture() != before:
             restore(before)
+        # within a context that nobody leaves, autocast would use casts of old weights for ever
+        for _ in range(autocast_depth() - depth):
+            torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+
+def autocast_depth() -> int:
+    """The number of autocast contexts that this thread is in.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     autocast_depth()
+    1
+    """
+    inside = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return int(inside) - 1

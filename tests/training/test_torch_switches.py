@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.plain import regression
+from harness.plain import network, numbers, regression
 
 from quik_nb.training import torch_switches
 from quik_nb.training.precision import Autocast
@@ -61,6 +61,36 @@ def test_autocast_may_be_nested_in_itself() -> None:
         assert torch.is_autocast_enabled("cpu")
 
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_casts_of_old_weights_are_not_used() -> None:
+    """A loop within one autocast context trains as one with a context for each forward pass."""
+
+    def around_all(session: Any) -> None:
+        with session.autocast():
+            for _ in session.iter_epochs():
+                train(session)
+
+    def around_each(session: Any) -> None:
+        for _ in session.iter_epochs():
+            train(session)
+
+    def train(session: Any) -> None:
+        for x, y in session.loader("train"):
+            with session.autocast():
+                loss = session.criterion(session.model(x), y)
+            session.backward(loss)
+            session.metrics.add_loss(loss)
+        session.end_epoch()
+
+    losses = []
+    for loop in (around_each, around_all):
+        session = regression(network(dtype=torch.float32), epochs=2, lr=0.05, precision="bf16")
+        session.add_data(train=numbers(dtype=torch.float32)).traverse(loop)
+        losses.append(list(session.history.train_loss))
+
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0][1] < 0.8 * losses[0][0]
 
 
 def test_workers_have_the_switches_of_the_notebook() -> None:
