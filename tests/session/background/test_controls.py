@@ -130,7 +130,7 @@ def test_a_rate_that_is_none_is_refused_when_it_is_set(notebook: Kernel, lr: str
     state = last(notebook, "print(run.state); run.stop(); run.wait();")
 
     assert ["RecipeError"] == refused.errors
-    assert "Type run.set_lr(3e-4)" in refused.traceback
+    assert "use run.set_lr(3e-4)" in refused.traceback
     assert "running" == state
 
 
