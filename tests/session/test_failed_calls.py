@@ -152,7 +152,7 @@ def traces(session: QuikSession) -> Traces:
         lines=[{name: value for name, value in line.items() if name != "time"} for line in lines],
         saved=(
             saved.weights,
-            saved.state.progress.optimizer,
+            saved.state.progress.optimizers[""].state,
             saved.state.trained_by and saved.state.trained_by.criterion,
         ),
     )
