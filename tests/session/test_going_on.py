@@ -275,7 +275,7 @@ def after_validation(session: QuikSession, stop: Callable[[], None]) -> Callable
         stop()
         return 0.0
 
-    session.set_metrics(stops=stops)
+    session.set_metrics(stops=stops, check=False)  # else the trial before training would stop it
     return lambda: session.set_metrics(stops=lambda outputs, targets: 0.0)
 
 
