@@ -262,7 +262,7 @@ def test_stop_training_in_a_step(way: dict[str, Any]) -> None:
     """It ends the run as Stop does, without this step's update; the next call goes on there."""
 
     def step(model: Any, criterion: Any, batch: Any, epoch: int, step: int) -> Tensor:
-        if stopping and (epoch, step) == (1, 3):
+        if stopping and (epoch, step) == (1, 3 * way.get("accumulate", 1)):  # `step` counts micro-batches
             raise StopTraining
         return divided(model, criterion, batch)
 
