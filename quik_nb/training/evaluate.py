@@ -22,7 +22,7 @@ from quik_nb.training.forward import ForwardStep, StepContext, criterion_on, mai
 from quik_nb.training.metrics import MetricSet, ValueMeans
 from quik_nb.training.outputs import Judged, Pieces, join, settled
 from quik_nb.training.precision import Autocast
-from quik_nb.training.train_mode import evaluating
+from quik_nb.training.train_mode import evaluating, on_device
 from quik_nb.training.world import World, exact
 from quik_nb.training.yielding import make_step
 
@@ -231,12 +231,8 @@ def _on(recipe: Recipe, device: torch.device) -> Iterator[tuple[nn.Module, World
     """The recipe's model on a device for a while, and the user's random numbers left as they are."""
     model = recipe.model
     assert model is not None  # the session has looked
-    home = next((p.device for p in model.parameters()), device)
-    try:
-        with rng.preserved(device), torch_switches.preserved():
-            yield model.to(device), World(device=device), Autocast(device, recipe.settings.precision)
-    finally:
-        model.to(home)
+    with on_device(model, device), rng.preserved(device), torch_switches.preserved():
+        yield model, World(device=device), Autocast(device, recipe.settings.precision)
 
 
 def batch_width(source: Source | None) -> int | None:

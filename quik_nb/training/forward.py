@@ -45,6 +45,7 @@ from quik_nb.training.reduction import (
     shifts_labels,
     undisturbed,
 )
+from quik_nb.training.train_mode import on_device
 from quik_nb.training.world import World
 
 EPS = 1e-30
@@ -131,12 +132,8 @@ def criterion_on(recipe: Recipe, device: torch.device) -> Iterator[Callable[...,
         yield criterion
         return
 
-    tensors = (*criterion.parameters(), *criterion.buffers())
-    home = next((tensor.device for tensor in tensors), device)
-    try:
-        yield criterion.to(device)
-    finally:
-        criterion.to(home)
+    with on_device(criterion, device):
+        yield criterion
 
 
 class LossFacts:

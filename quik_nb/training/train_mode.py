@@ -25,16 +25,28 @@ def preserve_training_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move a module to a device, and each of its tensors back to its original device afterwards."""
-    devices = [(tensor, tensor.device) for tensor in (*module.parameters(), *module.buffers())]
+    """Move a module to a device, and each of its tensors back to its own afterwards, also where those are several."""
+    # by name, as moving a module puts other tensors in the place of its buffers
+    before = [
+        (part, name, p.device) for part in module.modules() for name, p in part._parameters.items() if p is not None
+    ]
+    buffers = [
+        (part, name, b.device) for part in module.modules() for name, b in part._buffers.items() if b is not None
+    ]
     module.to(device)
     try:
         yield
     finally:
-        for tensor, original in devices:
-            tensor.data = tensor.data.to(original)
-            if tensor.grad is not None:
-                tensor.grad = tensor.grad.to(original)
+        for part, name, original in before:
+            parameter = part._parameters.get(name)
+            if parameter is not None:
+                parameter.data = parameter.data.to(original)
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.to(original)
+        for part, name, original in buffers:
+            buffer = part._buffers.get(name)
+            if buffer is not None:
+                part._buffers[name] = buffer.to(original)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from harness.plain import network, regression
 from torch import nn
@@ -63,3 +64,10 @@ def test_everything_is_given_back_where_the_start_fails() -> None:
     model = session.model
     assert not model.training  # type: ignore[union-attr]
     assert all(p.requires_grad and p.grad is None for p in model.parameters())  # type: ignore[union-attr]
+
+
+def test_the_buffers_that_a_module_has_then_are_moved_back() -> None:
+    """Moving a module puts new tensors in the place of its buffers, and those go back, not the ones of before."""
+    norm = nn.BatchNorm1d(2)
+    with pytest.raises(NotImplementedError, match="meta"), on_device(norm, torch.device("cpu")):
+        norm._buffers["running_mean"] = torch.zeros(2, device="meta")  # from where nothing can be moved
